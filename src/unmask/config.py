@@ -1,0 +1,415 @@
+"""Settings: a YAML file and flags in, dataclasses out.
+
+In:  `--config FILE` (also spelled `--configs`, `--config_file`) and `--key value` flags; a flag overrides the file.
+Out: the dataclasses that a command asked for. An unknown key is an error that names the nearest real one.
+
+This file imports nothing heavy: `unmask COMMAND --help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import importlib.util
+import pkgutil
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from unmask.values import UserError as UserError
+from unmask.values import cast as cast
+from unmask.values import nearest as nearest
+
+
+def option(default: Any, help: str, *, aliases: Sequence[str] = (), metavar: str | None = None) -> Any:
+    """A dataclass field with its `--help` text; a mutable default is copied for each instance."""
+    metadata = {"help": help, "aliases": tuple(aliases), "metavar": metavar}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The settings that several commands share
+
+
+@dataclasses.dataclass
+class ModelArguments:
+    """Model"""
+
+    model_name_or_path: str | None = option(
+        None, "Model folder or hub name. For `pretrain`: a folder with config and tokenizer, made by `unmask init`."
+    )
+    from_scratch: bool | None = option(
+        None,
+        "Start from fresh weights (true) or go on from those in the folder (false). Asked for if the folder has any.",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(
+        None, "What the weights are kept in. Training keeps float32 and computes in bfloat16 (see --bf16)."
+    )
+    attn_implementation: str | None = option(
+        None, "Attention back end: sdpa, eager, flash_attention_2, flex_attention."
+    )
+    mask_token: str | None = option(
+        None, "The token that means 'not yet known', for a model whose config or tokenizer does not name it."
+    )
+    family: str | None = option(
+        None, "Model family: a name from `unmask/models` or path/to/file.py. Told from the config if left out."
+    )
+
+
+@dataclasses.dataclass
+class DataArguments:
+    """Data"""
+
+    dataset_args: str | None = option(
+        None,
+        "What to train on: `path[train:2000,test:200]`, `hub/name[train:90%,test:10%]`, `ms:name`, `a + b`. Sources: "
+        "json, jsonl, csv, parquet, txt (files or folders, compressed too), a `save_to_disk` folder, a hub name.",
+    )
+    text_field: str = option("text", "Column that holds the text.")
+    streaming: bool = option(False, "Read the data as it comes instead of tokenising it first. Needs --max_steps.")
+    num_proc: int = option(8, "Worker processes for tokenising; never more than there are processor cores.")
+    drop_tail: bool = option(True, "Drop the tokens after the last full row of --max_length.")
+    max_length: int = option(1024, "Tokens in a row.")
+    load_preprocessed_data: bool | None = option(
+        None, "The data are a `save_to_disk` folder. Its columns say whether they are text or already tokens."
+    )
+    insert_eos: bool = option(True, "Put an end-of-text token after each document.")
+    random_length_ratio: float = option(
+        0.01, "Share of the training rows that are cut to a random length (LLaDA: 1 %)."
+    )
+    disable_caching: bool = option(False, "Tokenise anew instead of taking earlier results from the cache.")
+    shuffle: bool = option(True, "A new order each epoch, drawn from --seed. false: in the order of the file.")
+    shuffle_buffer: int = option(10_000, "Rows held in memory to shuffle a stream.")
+
+
+@dataclasses.dataclass
+class TrainingArguments:
+    """Training
+
+    Only what Unmask sets otherwise than `transformers.TrainingArguments`, or explains; every other field of that class
+    is accepted too (`--help_all` lists them).
+    """
+
+    output_dir: str | None = option(None, "The run's folder: checkpoints, metrics.jsonl, loss curve, manifest.")
+    run_name: str | None = option(None, "Name shown by trackers.")
+    objective: str = option("masked", "What is learnt: a name from `unmask/objectives` or path/to/file.py.")
+    objective_args: dict[str, Any] = option({}, "Settings of the objective, as `key=value,key=value`.")
+    learning_rate: float = option(3e-4, "Peak learning rate.")
+    lr_scheduler_type: str = option("cosine", "Shape of the learning rate: cosine, linear, constant_with_warmup, …")
+    warmup_steps: float = option(0.1, "Steps of warm-up; below 1: a share of the run.")
+    warmup_ratio: float | None = option(None, "The same as a share of the run, as transformers 4 spelled it.")
+    num_train_epochs: float = option(1.0, "Passes over the data.")
+    max_steps: int = option(-1, "Optimiser steps; overrides --num_train_epochs.")
+    per_device_train_batch_size: int = option(2, "Rows a device takes at once.")
+    per_device_eval_batch_size: int = option(2, "The same, in validation.")
+    gradient_accumulation_steps: int = option(8, "Batches added up for one optimiser step.")
+    logging_steps: float = option(10, "Steps between two lines of metrics.jsonl.")
+    eval_strategy: str = option("steps", "When to validate: steps, epoch or no. There is always one at the end.")
+    eval_steps: float = option(200, "Steps between two validations; below 1: a share of the run.")
+    eval_draws: int = option(1, "Independent noise for each validation row: n of them cost n times as much.")
+    eval_on_start: bool = option(False, "Validate before the first step.")
+    save_strategy: str = option("steps", "When to save: steps, epoch or no. There is always a checkpoint at the end.")
+    save_steps: float = option(1000, "Steps between two checkpoints; below 1: a share of the run.")
+    save_total_limit: int | None = option(2, "Checkpoints kept, the newest first.")
+    save_only_model: bool = option(
+        False, "Leave the optimiser out of checkpoints: smaller, but they cannot be resumed."
+    )
+    resume_from_checkpoint: str | None = option(None, "Go on from a checkpoint: `auto` for the newest, or its path.")
+    overwrite_output_dir: bool = option(False, "Delete an earlier run in --output_dir and start anew.")
+    group_by_length: bool = option(False, "Put rows of like length into the same step.")
+    seed: int = option(42, "Seed of weights, order and noise.")
+    bf16: bool = option(True, "Compute in bfloat16; weights and optimiser stay in float32.")
+    report_to: list[str] = option(["none"], "Trackers: swanlab, tensorboard, wandb, trackio, … or none.")
+    weight_decay: float = option(0.1, "AdamW weight decay (LLaDA: 0.1).")
+    adam_beta2: float = option(0.95, "AdamW's second moment (SMDM: 0.95).")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loose values into settings
+
+
+def hints(group: type) -> dict[str, Any]:
+    """Field name → type, evaluated."""
+    return typing.get_type_hints(group)
+
+
+def build(group: type, values: dict[str, Any]) -> Any:
+    """An instance of a settings dataclass from loose values, each cast to its field's type; unknown keys are errors."""
+    known = {f.name for f in dataclasses.fields(group)}
+    for key in values:
+        if key not in known:
+            raise UserError(f"unknown setting {key!r}; there are {', '.join(sorted(known))}.{nearest(key, known)}")
+    kinds = hints(group)
+    return group(**{key: cast(value, kinds[key], key) for key, value in values.items()})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A config file's keys and values; UserError when it is missing or not a mapping."""
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
+        raise UserError(f"no config file {str(path)!r}.{near}")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error}).") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found a {type(found).__name__}.")
+    return {str(k).replace("-", "_"): v for k, v in found.items()}
+
+
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=110)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message}. `{self.prog} --help` lists the options.")
+
+
+def is_switch(kind: Any) -> bool:
+    return kind in (bool, bool | None)
+
+
+def is_list(kind: Any) -> bool:
+    return list in {typing.get_origin(kind), *(typing.get_origin(a) for a in typing.get_args(kind))}
+
+
+def _metavar(kind: Any) -> str:
+    args = [a for a in typing.get_args(kind) if a is not type(None)]
+    if typing.get_origin(kind) in (Union, types.UnionType) and args:
+        return _metavar(args[0])
+    if typing.get_origin(kind) is Literal:
+        return "{" + ",".join(map(str, args)) + "}"
+    if typing.get_origin(kind) is list:
+        return "A,B"
+    if typing.get_origin(kind) is dict:
+        return "KEY=VALUE,…"
+    return {int: "N", float: "X", bool: "true|false"}.get(kind, "TEXT")
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == [] or value == {}:
+        return ""
+    if isinstance(value, bool):
+        return f" [{str(value).lower()}]"
+    if isinstance(value, list):
+        return f" [{','.join(map(str, value))}]"
+    return f" [{value}]"
+
+
+Extra = Callable[[], dict[str, Any]]
+"""Gives the further keys a command accepts, with their types: called only when a key is not among the groups."""
+
+
+class Parsed(typing.NamedTuple):
+    """What `parse` read: one instance per settings class, values of further keys, names of the keys the user set."""
+
+    groups: list[Any]
+    more: dict[str, Any]
+    given: set[str]
+
+
+def parse(
+    prog: str,
+    description: str,
+    groups: Sequence[type],
+    argv: Sequence[str],
+    *,
+    extra: Extra | None = None,
+    legacy: dict[str, str] | None = None,
+    positional: tuple[str, str] | None = None,
+) -> Parsed:
+    """Read a command's settings.
+
+    Args:
+        groups: settings dataclasses, each a group in `--help`, headed by the first line of its docstring.
+        extra: further accepted keys and their types (the fields of `transformers.TrainingArguments`).
+        legacy: old spellings of keys → today's, taken from files and flags alike.
+        positional: name and help of one optional positional argument, which must be a field of a group.
+
+    Returns:
+        One instance per group, the values given for `extra` keys, and the names of all keys that the user set.
+    """
+    legacy = legacy or {}
+    parser = _Parser(prog=prog, description=description, formatter_class=_Formatter, add_help=False, allow_abbrev=False)
+    general = parser.add_argument_group("General")
+    general.add_argument("-h", "--help", action="store_true", help="Show this page.")
+    if extra is not None:
+        general.add_argument(
+            "--help_all", "--help-all", action="store_true", help="Show also what the Trainer accepts."
+        )
+    general.add_argument(
+        "--config", "--configs", "--config_file", dest="config", metavar="FILE", help="YAML file; flags override it."
+    )
+    kinds: dict[str, Any] = {}
+    if positional:
+        parser.add_argument(positional[0], nargs="?", default=argparse.SUPPRESS, help=positional[1])
+    for group in groups:
+        types_of = hints(group)
+        doc = (group.__doc__ or group.__name__).strip().splitlines()
+        box = parser.add_argument_group(doc[0].strip())
+        for field in dataclasses.fields(group):
+            name, kind = field.name, types_of[field.name]
+            kinds[name] = kind
+            if positional and name == positional[0]:
+                continue
+            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+            flags = ["--" + name] + [a if a.startswith("-") else "--" + a for a in field.metadata.get("aliases", ())]
+            flags += ["--" + name.replace("_", "-")] if "_" in name else []
+            text = (field.metadata.get("help", "") + _shown(default)).replace("%", "%%")
+            shape: dict[str, Any] = {"metavar": field.metadata.get("metavar") or _metavar(kind)}
+            if is_switch(kind):
+                shape |= {"nargs": "?", "const": "true"}
+            elif is_list(kind):
+                shape |= {"nargs": "*", "action": _Append}
+            box.add_argument(*flags, dest=name, default=argparse.SUPPRESS, help=text, **shape)
+    space, rest = parser.parse_known_args(list(argv))
+    if space.help or getattr(space, "help_all", False):
+        _print_help(parser, extra if getattr(space, "help_all", False) else None)
+        raise SystemExit(0)
+
+    values: dict[str, tuple[Any, str]] = {}
+    if space.config:
+        for key, value in read_yaml(space.config).items():
+            values[legacy.get(key, key)] = (value, f"{space.config}: ")
+    for key, value in vars(space).items():
+        if key not in ("help", "help_all", "config"):
+            values[key] = (value, "")
+    for key, value in _loose(rest, parser.prog).items():
+        values[legacy.get(key, key)] = (value, "")
+
+    more: dict[str, Any] = {}
+    further: dict[str, Any] | None = None
+    for key, (value, where) in values.items():
+        if key in kinds:
+            continue
+        bare = key.removeprefix("no_")
+        if key.startswith("no_") and bare in kinds and is_switch(kinds[bare]):
+            continue
+        if further is None:
+            further = extra() if extra else {}
+        if key in further:
+            more[key] = cast(value, further[key], key)
+            continue
+        known = [*kinds, *further]
+        what = f"{where}unknown key {key!r}." if where else f"unknown option --{key}."
+        raise UserError(f"{what}{nearest(key, known)} `{prog} --help` lists the options.")
+
+    instances: list[Any] = []
+    given: set[str] = set()
+    for group in groups:
+        mine: dict[str, Any] = {}
+        for field in dataclasses.fields(group):
+            if field.name in values:
+                value, where = values[field.name]
+                try:
+                    mine[field.name] = cast(value, kinds[field.name], field.name)
+                except UserError as error:
+                    raise UserError(f"{where}{error}") from None
+            elif "no_" + field.name in values and is_switch(kinds[field.name]):
+                mine[field.name] = False
+        given |= set(mine)
+        instances.append(group(**mine))
+    return Parsed(instances, more, given | set(more))
+
+
+class _Append(argparse.Action):
+    """`--prompt a --prompt b` and `--prompt a b` both give ["a", "b"]."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(
+            namespace,
+            self.dest,
+            [*getattr(namespace, self.dest, []), *(values if isinstance(values, list) else [values])],
+        )
+
+
+def _loose(words: list[str], prog: str) -> dict[str, Any]:
+    """`--key value`, `--key=value`, `--switch` that argparse did not know, as a dict."""
+    found: dict[str, Any] = {}
+    i = 0
+    while i < len(words):
+        word = words[i]
+        i += 1
+        if not word.startswith("--"):
+            raise UserError(f"did not expect {word!r}. `{prog} --help` lists the options.")
+        key, _, value = word[2:].partition("=")
+        if "=" not in word:
+            value = "true"
+            taken = []
+            while i < len(words) and not words[i].startswith("--"):
+                taken.append(words[i])
+                i += 1
+            if taken:
+                value = taken[0] if len(taken) == 1 else taken  # type: ignore[assignment]
+        found[key.replace("-", "_")] = value
+    return found
+
+
+def _print_help(parser: argparse.ArgumentParser, extra: Extra | None) -> None:
+    parser.print_help()
+    if extra is not None:
+        sys.stdout.write("\nTrainer (fields of transformers.TrainingArguments, by its documentation):\n")
+        for name, kind in sorted(extra().items()):
+            sys.stdout.write(f"  --{name} {_metavar(kind)}\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Plug-ins: a file's name is its name on the command line
+
+
+def named(kind: str, name: str) -> types.ModuleType:
+    """The plug-in file `name` of `kind`: named("objectives", "masked") → unmask/objectives/masked.py.
+
+    `name` may also be a path to a Python file outside the package: `my_lab/objective.py`.
+    """
+    if name.endswith(".py"):
+        return load_file(name)
+    package = importlib.import_module(f"unmask.{kind}")
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+    if name in names:
+        return importlib.import_module(f"unmask.{kind}.{name}")
+    raise UserError(
+        f"no {kind.rstrip('s')} called {name!r}; there are {', '.join(names)}, or give path/to/file.py."
+        f"{nearest(name, names)}"
+    )
+
+
+def load_file(path: str | Path) -> types.ModuleType:
+    """A Python file from outside the package as a module, loaded once for each path."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no file {str(path)!r}.")
+    name = "unmask_plugin_" + re.sub(r"\W", "_", str(path.resolve()))
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} cannot be imported as Python.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before running it: dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
