@@ -1,0 +1,355 @@
+"""Models: a folder in, a mask predictor out. One file here is one family.
+
+In:  a model folder or hub name (config, tokenizer, perhaps weights).
+Out: `Loaded` (model, tokenizer, family), and `predictor(model)`, the only view of a model that objectives and decoding
+get: a function (ids) → what the head says at the places asked for.
+
+A family's file is named after `model_type` in config.json and defines `FAMILY`; it may register classes with
+`transformers` and define `adapt(config, tokenizer, mask_token) -> None`. Any other causal model of `transformers` is
+taken by `bidirectional.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from unmask.config import ModelArguments, UserError, named, nearest
+from unmask.predict import Head, Predict, Read
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf", "adapter_model.bin")
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family of models takes for granted.
+
+    Attributes:
+        name: the file's name. mask: text of the mask token. ends: tokens that end an answer.
+        shift: logits at place i speak of token i + shift (LLaDA 0; Dream, causal models 1).
+    """
+
+    name: str
+    mask: str = "<|mdm_mask|>"
+    ends: tuple[str, ...] = ()
+    shift: int = 0
+
+
+@dataclass
+class Loaded:
+    """A model with what belongs to it. `fresh`: its weights are new, made from the config."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+    fresh: bool
+
+
+class Diffusion:
+    """Mixed into every model here: `model.generate` unmasks instead of writing left to right."""
+
+    def generate(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **options: Any) -> Any:
+        """Prompts and their answers: (rows, prompt + max_new_tokens), prompts padded on the left as they came.
+
+        Options: max_new_tokens, steps, block_size, temperature, remasking, cfg_scale, seed, rule, …
+        (`unmask.decoding.generate` documents them). A causal model answers as `transformers` has it.
+        """
+        if getattr(self.config, "is_causal", False):  # type: ignore[attr-defined]
+            return super().generate(input_ids, attention_mask=attention_mask, **options)  # type: ignore[misc]
+        from unmask import decoding
+
+        return decoding.generate(predictor(self), input_ids, attention_mask, **options)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The model as objectives and decoding see it
+
+
+class Predictor:
+    """`predict(ids, keep=…, read=…)`: see `unmask.predict.Predict` for shapes.
+
+    Args:
+        model: the bare model. wrapped: the same inside DDP, FSDP or an autocast wrapper; it is what gets called.
+    """
+
+    def __init__(self, model: PreTrainedModel, wrapped: nn.Module | None = None) -> None:
+        config = model.config
+        self.model, self.wrapped = model, wrapped or model
+        self.mask_id: int = config.mask_token_id
+        self.eos_id: int | list[int] | None = config.eos_token_id
+        self.vocab_size: int = config.vocab_size
+        self.max_length: int | None = getattr(config, "max_position_embeddings", None)
+        self.shift: int = getattr(config, "shift", 0)
+        self.head: nn.Module = model.get_output_embeddings()
+        self.head_is_last = not any(getattr(config, key, None) not in (None, 1, 1.0) for key in AFTER_THE_HEAD)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def __call__(
+        self,
+        ids: Tensor,
+        *,
+        attention: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Any = None,
+        keep: Tensor | None = None,
+        read: Read | None = None,
+    ) -> Tensor:
+        def at_the_head(hidden: Tensor, head: Head) -> Tensor:
+            if self.shift:  # place i is spoken of at place i - shift; the first places have only themselves
+                places = torch.arange(hidden.shape[1], device=hidden.device) - self.shift
+                hidden = hidden[:, places.clamp(min=0)]
+            if keep is not None:
+                hidden = hidden[keep]
+            return read(hidden, head) if read else head(hidden)
+
+        more: dict[str, Any] = {"position_ids": positions} if positions is not None else {}
+        if cache is not None:
+            more["past_key_values"] = cache
+        if attention is not None:
+            more["attention_mask"] = attention.long() if attention.dim() == 2 else attention
+        with put_in_place_of(self.head, at_the_head) if self.head_is_last else contextlib.nullcontext():
+            logits = self.wrapped(input_ids=ids, use_cache=cache is not None, **more).logits
+        return logits if self.head_is_last else at_the_head(logits, lambda same: same)
+
+
+# Config keys by which a model changes its logits after the head (Gemma, Granite, Cohere, MiniCPM): with one of them the
+# whole logits are made first and the wanted places picked from them.
+AFTER_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale", "dim_model_base", "lm_head_multiplier")
+
+
+@contextlib.contextmanager
+def put_in_place_of(head: nn.Module, call: Read) -> Iterator[None]:
+    """While inside, the head's forward is call(hidden, the head's own forward): hooks on the head still fire."""
+    own = head.forward
+    head.forward = lambda hidden: call(hidden, own)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del head.forward  # the class's method shows through again
+
+
+def predictor(model: Any, wrapped: nn.Module | None = None) -> Predict:
+    """The model as a function of ids, for objectives and decoding."""
+    return Predictor(model, wrapped)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading
+
+
+def family_file(model_type: str, family: str | None = None) -> ModuleType:
+    """The family's file: the one named, else the one called like `model_type`, else `bidirectional`."""
+    if family:
+        return named("models", family)
+    names = {m.name for m in pkgutil.iter_modules(__path__)}
+    return named("models", model_type if model_type in names else "bidirectional")
+
+
+def weight_files(folder: str | Path) -> list[str]:
+    """Names of the files in a folder that hold weights; an index without its shards is none."""
+    return sorted(p.name for pattern in WEIGHTS for p in Path(folder).glob(pattern))
+
+
+def find(name: str | None) -> str:
+    """A model folder or hub name as it was given; UserError when it looks like a path and nothing is there."""
+    if not name:
+        raise UserError("no model given; type --model_name_or_path FOLDER (`unmask init` makes one).")
+    base = os.environ.get("BASE_MODELS_DIR")
+    if base and not Path(name).is_absolute() and (Path(base) / name).exists():
+        return str(Path(base) / name)
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            if (path / "adapter_config.json").is_file():
+                raise UserError(f"{name} is an adapter, not a model; merge it into its base model first.")
+            raise UserError(f"{name} has no config.json, so it is not a model folder; `unmask init` makes one.")
+    elif path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        around = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"no model folder {name!r}.{nearest(path.name, around)} `unmask init` makes one.")
+    return name
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """The config of a model folder or hub name, by the family's own class; UserError in one line when it cannot be."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(find(name))
+    except UserError:
+        raise
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name}/config.json is not valid JSON: {error}.") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot read the config of {name!r}: {first_line(error)}") from None
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub name; UserError when there is none."""
+    from transformers import AutoTokenizer
+
+    folder = Path(name)
+    if folder.is_dir() and not any(
+        (folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    ):
+        raise UserError(
+            f"{name} has no tokenizer (tokenizer.json); copy one into it, or train one: `unmask tokenizer --help`."
+        )
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read the tokenizer of {name!r}: {first_line(error)}") from None
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def load(
+    arguments: ModelArguments | str, *, fresh: bool | None = False, seed: int = 42, device: str | None = None
+) -> Loaded:
+    """A model, its tokenizer and family.
+
+    Args:
+        arguments: `ModelArguments`, or just a folder or hub name.
+        fresh: True makes new weights from the config (seeded, on the CPU, so that they are the same everywhere);
+            False reads them; None decides by `from_scratch`: a folder with weights stops until told.
+        device: where to put the model; None leaves it on the CPU.
+
+    Raises:
+        UserError: what is missing, does not fit or cannot be a mask predictor.
+    """
+    from transformers import AutoModelForCausalLM, set_seed
+
+    if isinstance(arguments, str):
+        arguments = ModelArguments(model_name_or_path=arguments)
+    name = find(arguments.model_name_or_path)
+    files = weight_files(name)
+    if fresh is None:
+        fresh = arguments.from_scratch
+        if fresh is None:
+            if files or not Path(name).is_dir():
+                raise UserError(
+                    f"{name} has weights ({', '.join(files[:3]) or 'on the hub'}); type --from_scratch true for fresh "
+                    "ones, or --from_scratch false to go on from these."
+                )
+            fresh = True
+    if not fresh and Path(name).is_dir() and not files:
+        raise UserError(f"{name} has no weights (*.safetensors), only a config: train it with `unmask pretrain`.")
+    config = load_config(name)
+    tokenizer = load_tokenizer(name)
+    file = family_file(config.model_type, arguments.family)
+    adapt = getattr(file, "adapt", None)
+    if adapt:
+        adapt(config, tokenizer, arguments.mask_token)
+    check_mask(config, tokenizer, arguments.mask_token)
+    how: dict[str, Any] = (
+        {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
+    )
+    dtype = getattr(torch, arguments.dtype or "float32")
+    try:
+        if fresh:
+            set_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, **how)
+        else:
+            model = read_weights(name, config, dtype, how)
+    except ImportError as error:
+        raise UserError(f"--attn_implementation {arguments.attn_implementation}: {first_line(error)}") from None
+    finish = getattr(file, "finish", None)
+    if finish:
+        finish(model, tokenizer, fresh)
+    model.get_input_embeddings().padding_idx = None  # else the end of text, where it pads too, is never learnt
+    if not isinstance(model, Diffusion):
+        kind = type(model)  # the same name, so that checkpoints name the architecture as before
+        model.__class__ = type(kind.__name__, (Diffusion, kind), {"__module__": kind.__module__})
+    refuse_causal(model)
+    if device:
+        model.to(device)
+    return Loaded(model.eval(), tokenizer, file.FAMILY, bool(fresh))
+
+
+def read_weights(name: str, config: PretrainedConfig, dtype: torch.dtype, how: dict[str, Any]) -> PreTrainedModel:
+    """Weights from a folder; UserError for a truncated file, other shapes, or tensors that are missing."""
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=dtype, output_loading_info=True, use_safetensors=True, **how
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"cannot read the weights of {name}: {first_line(error)}") from None
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    missing = sorted(set(report["missing_keys"]) - tied)
+    if missing:
+        raise UserError(f"the weights of {name} lack {len(missing)} tensors of its config, such as {missing[0]}.")
+    if report.get("unexpected_keys"):
+        extra = sorted(report["unexpected_keys"])
+        raise UserError(f"the weights of {name} have {len(extra)} tensors its config does not, such as {extra[0]}.")
+    return model
+
+
+def put_weights(model: PreTrainedModel, folder: str | Path) -> None:
+    """Replace a model's weights by those of a checkpoint of the same shapes; UserError when they do not fit."""
+    read = read_weights(str(folder), model.config, model.dtype, {})
+    model.load_state_dict(read.state_dict())
+
+
+def official_shapes(model: PreTrainedModel) -> dict[str, list[int]]:
+    """Tensor name in a checkpoint → its shape, as `save_pretrained` would write them. Reads no weight."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    empty = {name: torch.empty(value.shape, device="meta") for name, value in model.state_dict().items()}
+    return {name: list(value.shape) for name, value in revert_weight_conversion(model, empty).items()}
+
+
+def check_mask(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, mask_token: str | None) -> None:
+    """Settle the mask's id in the config, and refuse a config and a tokenizer whose ids disagree."""
+    from unmask import ids
+
+    config.mask_token_id = ids.mask_id(tokenizer, config, mask_token)
+    ids.check(tokenizer, config)
+
+
+@torch.no_grad()
+def refuse_causal(model: PreTrainedModel) -> None:
+    """UserError unless the first place's logits move when the last token changes.
+
+    Not every model obeys `is_causal = False`: mamba, stablelm, gpt_neo and lfm2 stayed causal without a word
+    (transformers 5.23).
+    """
+    if getattr(model.config, "is_causal", False):
+        return
+    ids = torch.arange(8, device=model.device).expand(2, 8) % model.config.vocab_size
+    ids = ids.clone()
+    ids[1, -1] = (ids[1, -1] + 1) % model.config.vocab_size
+    was = model.training
+    model.eval()
+    first = model(input_ids=ids, use_cache=False).logits[:, 0].float()
+    model.train(was)
+    if torch.equal(first[0], first[1]):
+        raise UserError(
+            f"{model.config.model_type} stays causal in this version of transformers: its first place does not see the "
+            "last one, so it cannot be a mask predictor. Take another architecture (llama, qwen2, qwen3, …)."
+        )
+
+
+# Each family's file registers its classes with `transformers`; a new file needs no entry here.
+for _found in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_found.name}")
