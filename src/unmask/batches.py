@@ -1,0 +1,242 @@
+"""Rows to tensors, with the noise of each row.
+
+In:  rows {"input_ids", "labels"?} and where they stand: (epoch, place).
+Out: batches of tensors: input_ids, supervised, attention (only where there is padding), t, masked, weight.
+
+The rows of an epoch are put in order once, and each gets its place in that order before anything is split. Optimiser
+step s takes the places from s·G to (s+1)·G, with G rows in the global batch, and hands them to processes and
+micro-batches. So the noise and the loss of a step do not depend on how many processes or micro-batches share it, no row
+is repeated or dropped at an epoch's end, and a run can stop and go on in the middle of an epoch. Where an epoch's last
+step is short, filler rows that bear no loss keep the processes in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from unmask import noise
+from unmask.objectives import Objective
+
+FILLER = -1
+VALIDATION = -1  # the epoch of validation noise, which never changes
+
+
+class Ticket(NamedTuple):
+    """One row's seat: which row of the data, at which place of which epoch. row = FILLER bears no loss."""
+
+    row: int
+    place: int
+    epoch: int
+
+
+class Split(NamedTuple):
+    """How an optimiser step is shared: rows a process takes at once, micro-batches, processes, this process."""
+
+    rows: int
+    micro: int = 1
+    processes: int = 1
+    process: int = 0
+
+    @property
+    def step(self) -> int:
+        """Rows in one optimiser step, over all processes."""
+        return self.rows * self.micro * self.processes
+
+
+def order(rows: int, seed: int, epoch: int, shuffle: bool) -> NDArray[np.int64]:
+    """The row at each place of an epoch: (rows,)."""
+    if not shuffle:
+        return np.arange(rows)
+    return noise.generator(seed, epoch, 0, noise.ORDER).permutation(rows)
+
+
+def grouped(
+    found: NDArray[np.int64], lengths: NDArray[np.int64], step: int, seed: int, epoch: int
+) -> NDArray[np.int64]:
+    """The same rows with those of like length in the same step: each 50 steps are sorted, then the steps shuffled."""
+    window = 50 * step
+    by_length = [
+        part[np.argsort(-lengths[part], kind="stable")] for part in np.split(found, range(window, len(found), window))
+    ]
+    found = np.concatenate(by_length)
+    whole = len(found) // step
+    mixed = noise.generator(seed, epoch, 1, noise.ORDER).permutation(whole)
+    return np.concatenate([found[: whole * step].reshape(whole, step)[mixed].reshape(-1), found[whole * step :]])
+
+
+def shares(step: list[Ticket], split: Split) -> Iterator[list[Ticket]]:
+    """One optimiser step's rows → this process's micro-batches; every process gets as many of them."""
+    each = split.rows * split.processes
+    for start in range(0, len(step), each):
+        part = step[start : start + each]
+        mine = part[split.process :: split.processes]  # a short step is spread evenly over the processes
+        if len(part) < each:
+            most = -(-len(part) // split.processes)
+            mine = mine + [Ticket(FILLER, 0, part[0].epoch)] * (most - len(mine))
+        yield mine
+
+
+class Places:
+    """Batch sampler over a data set with a length: yields lists of tickets. `set_epoch` chooses the epoch."""
+
+    def __init__(
+        self, rows: int, split: Split, *, seed: int, shuffle: bool = True, lengths: Sequence[int] | None = None
+    ) -> None:
+        self.rows, self.split, self.seed, self.shuffle, self.epoch = rows, split, seed, shuffle, 0
+        self.lengths = None if lengths is None else np.asarray(lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Micro-batches of this process in an epoch."""
+        whole, rest = divmod(self.rows, self.split.step)
+        return whole * self.split.micro + -(-rest // (self.split.rows * self.split.processes))
+
+    def __iter__(self) -> Iterator[list[Ticket]]:
+        rows = order(self.rows, self.seed, self.epoch, self.shuffle)
+        if self.lengths is not None:
+            rows = grouped(rows, self.lengths, self.split.step, self.seed, self.epoch)
+        for start in range(0, self.rows, self.split.step):
+            places = range(start, min(start + self.split.step, self.rows))
+            yield from shares([Ticket(int(rows[p]), p, self.epoch) for p in places], self.split)
+
+
+class Seated:
+    """A data set asked by tickets: [(row, place, epoch), …] → [(tokens, ticket), …]."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, tickets: list[Ticket]) -> list[tuple[dict[str, Any], Ticket]]:
+        wanted = [max(ticket.row, 0) for ticket in tickets]
+        found = self.rows[wanted]
+        return [({k: v[i] for k, v in found.items()}, ticket) for i, ticket in enumerate(tickets)]
+
+
+class Stream(IterableDataset):  # type: ignore[type-arg]
+    """A data set without a length as micro-batches of (tokens, ticket), epoch after epoch, without end.
+
+    Every process and worker reads the whole stream and takes its own part: of W workers each takes every W-th batch,
+    so that the loader, which asks the workers in turn, puts them together in the same order as without workers.
+    """
+
+    def __init__(self, rows: Any, split: Split, collate: Collate) -> None:
+        self.rows, self.split, self.collate = rows, split, collate
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        worker = torch.utils.data.get_worker_info()
+        number, of = (worker.id, worker.num_workers) if worker else (0, 1)
+        if worker:
+            # A stream of `datasets` 5.2 splits itself among torch's workers unasked (IterableDataset.__iter__), which
+            # changes the order with their number; hidden from it, each worker reads all of it.
+            torch.utils.data._utils.worker._worker_info = None
+        for i, batch in enumerate(self._micro_batches()):
+            if i % of == number:
+                yield self.collate(batch)
+
+    def _micro_batches(self) -> Iterator[list[tuple[dict[str, Any], Ticket]]]:
+        epoch = 0
+        while True:
+            if hasattr(self.rows, "set_epoch"):
+                self.rows.set_epoch(epoch)
+            place, held = 0, []
+            for row in self.rows:
+                held.append((row, Ticket(place, place, epoch)))
+                place += 1
+                if len(held) == self.split.step:
+                    yield from self._shared(held)
+                    held = []
+            if held:
+                yield from self._shared(held)
+            if not place:
+                return
+            epoch += 1
+
+    def _shared(self, held: list[tuple[dict[str, Any], Ticket]]) -> Iterator[list[tuple[dict[str, Any], Ticket]]]:
+        row = {ticket: tokens for tokens, ticket in held}
+        filler = held[0][0]
+        for mine in shares([ticket for _, ticket in held], self.split):
+            yield [(row.get(ticket, filler), ticket) for ticket in mine]
+        # The Trainer counts `micro` micro-batches to a step of a stream: an epoch's short last step gets empty ones.
+        made = -(-len(held) // (self.split.rows * self.split.processes))
+        for _ in range(self.split.micro - made):
+            yield [(filler, Ticket(FILLER, 0, held[0][1].epoch))]
+
+
+class Collate:
+    """[(tokens, ticket), …] → a batch of tensors with its noise.
+
+    Args:
+        objective: draws the noise. seed: of the noise. pad_id: what stands where a row has ended.
+        random_length_ratio: share of rows cut to a random length (LLaDA trains 1 % of them so); 0 in validation.
+        exact: noise by the exact-count estimator, as validation draws it.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        seed: int,
+        pad_id: int,
+        random_length_ratio: float = 0.0,
+        exact: bool = False,
+    ) -> None:
+        self.objective, self.seed, self.pad_id = objective, seed, pad_id
+        self.random_length_ratio, self.exact = random_length_ratio, exact
+
+    def __call__(self, rows: list[tuple[dict[str, Any], Ticket]]) -> dict[str, Tensor]:
+        made = [self._row(tokens, ticket) for tokens, ticket in rows]
+        length = max(len(row["input_ids"]) for row in made)
+        batch = {
+            "input_ids": torch.full((len(made), length), self.pad_id, dtype=torch.long),
+            "supervised": torch.zeros((len(made), length), dtype=torch.bool),
+            "masked": torch.zeros((len(made), length), dtype=torch.bool),
+            "weight": torch.zeros((len(made), length)),
+        }
+        attention = torch.zeros((len(made), length), dtype=torch.bool)
+        for i, row in enumerate(made):
+            n = len(row["input_ids"])
+            attention[i, :n] = True
+            for key, values in batch.items():
+                values[i, :n] = torch.from_numpy(row[key])
+        if not attention.all():
+            batch["attention"] = attention
+        batch["t"] = torch.tensor([row["t"] for row in made])
+        batch["place"] = torch.tensor([FILLER if t.row == FILLER else t.place for _, t in rows])
+        return batch
+
+    def _row(self, tokens: dict[str, Any], ticket: Ticket) -> dict[str, Any]:
+        ids = np.asarray(tokens["input_ids"], dtype=np.int64)
+        supervised = np.ones(len(ids), dtype=bool)
+        if tokens.get("labels") is not None:
+            supervised = np.asarray(tokens["labels"]) != -100
+        if ticket.row == FILLER:
+            ids, supervised = ids[:1], np.zeros(1, dtype=bool)
+        where = (self.seed, ticket.epoch, ticket.place)
+        if self.random_length_ratio:
+            random = noise.generator(*where, noise.LENGTH)
+            if random.random() < self.random_length_ratio and len(ids) > 1:
+                keep = int(random.integers(1, len(ids) + 1))
+                ids, supervised = ids[:keep], supervised[:keep]
+        t = noise.time(*where)
+        drawn = self.objective.noise(supervised, t, noise.generator(*where, noise.MASK), self.exact)
+        return {"input_ids": ids, "supervised": supervised, "masked": drawn.masked, "weight": drawn.weight, "t": t}
+
+
+class Loader(DataLoader):  # type: ignore[type-arg]
+    """A DataLoader whose epoch can be set: `accelerate` is not asked to shard what is sharded already."""
+
+    def set_epoch(self, epoch: int) -> None:
+        if isinstance(self.batch_sampler, Places):
+            self.batch_sampler.set_epoch(epoch)

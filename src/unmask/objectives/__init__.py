@@ -1,0 +1,113 @@
+"""What is learnt. One file here is one objective; its file name is its name on the command line.
+
+In:  `predict` (a model, see below) and a batch whose noise was drawn where the batch was made.
+Out: a `Loss`. Training, validation and likelihood call the same code.
+
+An objective's file defines
+
+    Settings    a dataclass; its fields are the keys of `--objective_args`
+    Objective   a class with the methods of `Objective` below, made as Objective(settings, mask_id)
+
+and imports neither a model nor another objective. `examples/custom_objective.py` is one, in 40 lines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from unmask.config import UserError, build, named
+from unmask.predict import Head, Predict
+
+
+@dataclass
+class Noised:
+    """One row's noise: which places are masked, and what each place weighs in the loss (both (places,))."""
+
+    masked: NDArray[np.bool_]
+    weight: NDArray[np.float32]
+
+
+@dataclass
+class Loss:
+    """What a batch costs.
+
+    Attributes:
+        total: scalar with gradient; divided by `Objective.count` of the whole optimiser step it is the training loss.
+        nats: (rows,) the bound on -log p of each row's supervised tokens, in nats. No gradient.
+        plain: (rows,) unweighted cross-entropy summed over the masked places, in nats. No gradient.
+    """
+
+    total: Tensor
+    nats: Tensor
+    plain: Tensor
+
+
+class Objective(Protocol):
+    """The contract. A batch is a dict of tensors:
+
+    input_ids (rows, places) clean tokens · supervised (rows, places) what may be learnt · attention (rows, places) or
+    absent when there is no padding · masked (rows, places), weight (rows, places) from `noise` · t (rows,).
+    Filler rows, which even out the processes at an epoch's end, have nothing supervised.
+    """
+
+    mask_id: int
+    bound: str
+    """What validation reports: "bound" (an upper bound on the negative log-likelihood) or "exact"."""
+
+    def noise(self, supervised: NDArray[np.bool_], t: float, random: np.random.Generator, exact: bool) -> Noised:
+        """The noise of one row at t in [0, 1). `exact`: by the exact-count estimator, as validation does."""
+        ...
+
+    def count(self, batch: dict[str, Tensor]) -> Tensor:
+        """What a batch adds to the divisor of its optimiser step's loss: a scalar."""
+        ...
+
+    def __call__(self, predict: Predict, batch: dict[str, Tensor]) -> Loss: ...
+
+
+def load(name: str, settings: dict[str, Any] | None, mask_id: int) -> Objective:
+    """The objective called `name`, or in the file `name`, with its settings; UserError for unknown ones."""
+    file = named("objectives", name)
+    for wanted in ("Settings", "Objective"):
+        if not hasattr(file, wanted):
+            raise UserError(f"{name}: an objective's file defines `Settings` and `Objective`; {wanted} is missing.")
+    return file.Objective(build(file.Settings, settings or {}), mask_id)
+
+
+def cross_entropy(
+    predict: Predict, ids: Tensor, targets: Tensor, keep: Tensor, attention: Tensor | None = None
+) -> Tensor:
+    """-log p of `targets` at the places where `keep` is true, in nats: (kept,), in float32.
+
+    Args:
+        ids, targets: (rows, places), what the model sees and what it should say. keep, attention: (rows, places).
+    """
+    wanted = targets[keep]
+
+    def nats(hidden: Tensor, head: Head) -> Tensor:
+        return functional.cross_entropy(head(hidden).float(), wanted, reduction="none")
+
+    return predict(ids, attention=attention, keep=keep, read=nats)
+
+
+def weighted(nats: Tensor, weight: Tensor, keep: Tensor, divisor: Tensor) -> Loss:
+    """The loss from each kept place's nats: rows are weighed, summed, and divided by `divisor` (rows,).
+
+    Args:
+        nats: (kept,). weight, keep: (rows, places). divisor: (rows,), 1 where rows are not normalised by themselves.
+    """
+    rows = keep.shape[0]
+    row = torch.arange(rows, device=keep.device)[:, None].expand_as(keep)[keep]
+
+    def per_row(values: Tensor) -> Tensor:
+        return torch.zeros(rows, device=values.device, dtype=values.dtype).index_add(0, row, values)
+
+    bound = per_row(nats * weight[keep])
+    return Loss(total=(bound / divisor).sum(), nats=bound.detach(), plain=per_row(nats.detach()))
