@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from unmask.__main__ import main
 from unmask.report import read_metrics
 
-WORDS = "the a tiny model writes masks in any order and learns from every word that was hidden before it".split()
+SENTENCE = "the a tiny model writes masks in any order and learns from every word that was hidden before it"
 
 
 def make_model(folder: Path, tokenizer, **config) -> Path:
@@ -46,7 +46,9 @@ def make_model(folder: Path, tokenizer, **config) -> Path:
 def make_text(path: Path, documents: int = 60, seed: int = 0) -> Path:
     """A jsonl of short documents."""
     draw = random.Random(seed)
-    lines = [json.dumps({"text": " ".join(draw.choices(WORDS, k=draw.randint(8, 30)))}) for _ in range(documents)]
+    lines = [
+        json.dumps({"text": " ".join(draw.choices(SENTENCE.split(), k=draw.randint(8, 30)))}) for _ in range(documents)
+    ]
     path.write_text("\n".join(lines) + "\n")
     return path
 

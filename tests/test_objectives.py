@@ -162,7 +162,7 @@ def test_unknown_settings_are_refused_with_the_nearest():
         objectives.load("masked", {"shedule": "linear"}, MASK)
     with pytest.raises(UserError, match="elbo, none"):
         objectives.load("masked", {"weight": "elb"}, MASK)
-    with pytest.raises(UserError, match="no objective called 'maskd'.*Did you mean 'masked'"):
+    with pytest.raises(UserError, match=r"no objective called 'maskd'.*Did you mean 'masked'"):
         objectives.load("maskd", {}, MASK)
     with pytest.raises(UserError, match="eps"):
         objectives.load("masked", {"eps": 2.0}, MASK)

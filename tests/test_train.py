@@ -267,7 +267,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(model, data, tmp_path):
     assert process.returncode == 130, told
     assert "--resume_from_checkpoint auto" in told
     assert "Traceback" not in told
-    saved = [p for p in out.glob("checkpoint-*")]
+    saved = list(out.glob("checkpoint-*"))
     assert len(saved) == 1
     assert (saved[0] / "optimizer.pt").exists()
     step = int(saved[0].name.split("-")[1])
@@ -291,3 +291,9 @@ def test_output_is_quiet_where_there_is_no_terminal(model, data, tmp_path):
     assert "\x1b" not in done.stderr
     assert len(done.stderr.splitlines()) < 12, done.stderr
     assert SETTINGS["max_steps"] == 6
+
+
+def test_tensorboard_gets_the_curves(model, data, tmp_path):
+    pytest.importorskip("tensorboard")
+    pretrain(model, data, tmp_path / "run", report_to="tensorboard", max_steps=2)
+    assert list(tmp_path.rglob("events.out.tfevents*"))

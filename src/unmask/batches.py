@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from unmask import noise
 from unmask.objectives import Objective
@@ -109,7 +109,7 @@ class Places:
             yield from shares([Ticket(int(rows[p]), p, self.epoch) for p in places], self.split)
 
 
-class Seated:
+class Seated(Dataset[Any]):
     """A data set asked by tickets: [(row, place, epoch), …] → [(tokens, ticket), …]."""
 
     def __init__(self, rows: Any) -> None:
@@ -124,7 +124,7 @@ class Seated:
         return [({k: v[i] for k, v in found.items()}, ticket) for i, ticket in enumerate(tickets)]
 
 
-class Stream(IterableDataset):  # type: ignore[type-arg]
+class Stream(IterableDataset[Any]):
     """A data set without a length as micro-batches of (tokens, ticket), epoch after epoch, without end.
 
     Every process and worker reads the whole stream and takes its own part: of W workers each takes every W-th batch,
@@ -234,7 +234,7 @@ class Collate:
         return {"input_ids": ids, "supervised": supervised, "masked": drawn.masked, "weight": drawn.weight, "t": t}
 
 
-class Loader(DataLoader):  # type: ignore[type-arg]
+class Loader(DataLoader[Any]):
     """A DataLoader whose epoch can be set: `accelerate` is not asked to shard what is sharded already."""
 
     def set_epoch(self, epoch: int) -> None:

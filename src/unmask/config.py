@@ -10,10 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
-import importlib.util
-import pkgutil
-import re
 import sys
 import types
 import typing
@@ -21,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
 
+from unmask.plugins import load_file as load_file
+from unmask.plugins import named as named
 from unmask.values import UserError as UserError
 from unmask.values import cast as cast
 from unmask.values import nearest as nearest
@@ -272,7 +270,7 @@ def parse(
             kinds[name] = kind
             if positional and name == positional[0]:
                 continue
-            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+            default = getattr(group(), name)
             flags = ["--" + name] + [a if a.startswith("-") else "--" + a for a in field.metadata.get("aliases", ())]
             flags += ["--" + name.replace("_", "-")] if "_" in name else []
             text = (field.metadata.get("help", "") + _shown(default)).replace("%", "%%")
@@ -371,45 +369,3 @@ def _print_help(parser: argparse.ArgumentParser, extra: Extra | None) -> None:
         sys.stdout.write("\nTrainer (fields of transformers.TrainingArguments, by its documentation):\n")
         for name, kind in sorted(extra().items()):
             sys.stdout.write(f"  --{name} {_metavar(kind)}\n")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Plug-ins: a file's name is its name on the command line
-
-
-def named(kind: str, name: str) -> types.ModuleType:
-    """The plug-in file `name` of `kind`: named("objectives", "masked") → unmask/objectives/masked.py.
-
-    `name` may also be a path to a Python file outside the package: `my_lab/objective.py`.
-    """
-    if name.endswith(".py"):
-        return load_file(name)
-    package = importlib.import_module(f"unmask.{kind}")
-    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
-    if name in names:
-        return importlib.import_module(f"unmask.{kind}.{name}")
-    raise UserError(
-        f"no {kind.rstrip('s')} called {name!r}; there are {', '.join(names)}, or give path/to/file.py."
-        f"{nearest(name, names)}"
-    )
-
-
-def load_file(path: str | Path) -> types.ModuleType:
-    """A Python file from outside the package as a module, loaded once for each path."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no file {str(path)!r}.")
-    name = "unmask_plugin_" + re.sub(r"\W", "_", str(path.resolve()))
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{path} cannot be imported as Python.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before running it: dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

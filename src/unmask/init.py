@@ -146,8 +146,7 @@ def fit_to_tokenizer(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase,
 
 def make_folder(arguments: InitArguments) -> Path:
     """Write config and tokenizer into a new folder; returns it."""
-    from unmask import models
-    from unmask import ids
+    from unmask import ids, models
 
     values, own = read_source(arguments.source)
     if not arguments.output_dir:

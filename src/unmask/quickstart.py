@@ -71,7 +71,10 @@ def write_text(folder: Path, seed: int) -> tuple[Path, Path, int]:
 def step(number: int, of: int, what: str, command: list[str] | None = None) -> None:
     print(f"\n[{number}/{of}] {what}", flush=True)
     if command:
-        print("      unmask " + " ".join(word if word and " " not in word else f'"{word}"' for word in command), flush=True)
+        print(
+            "      unmask " + " ".join(word if word and " " not in word else f'"{word}"' for word in command),
+            flush=True,
+        )
 
 
 def main(argv: list[str]) -> int:
@@ -130,7 +133,18 @@ def main(argv: list[str]) -> int:
     show_bounds(lines[0], lines[-1], unigram, arguments.vocab_size)
 
     model = str(home / "run" / "checkpoint-final")
-    words = ["--model", model, "--max_new_tokens", "64", "--steps", "64", "--temperature", "0.5", "--seed", str(arguments.seed)]
+    words = [
+        "--model",
+        model,
+        "--max_new_tokens",
+        "64",
+        "--steps",
+        "64",
+        "--temperature",
+        "0.5",
+        "--seed",
+        str(arguments.seed),
+    ]
     prompts = [word for prompt in PROMPTS for word in ("-p", prompt)]
     step(6, 6, "samples, and a gap filled from both sides", ["sample", *words[:6], "-p", PROMPTS[0]])
     sample.main([*words, *prompts])
@@ -138,14 +152,14 @@ def main(argv: list[str]) -> int:
     sample.main_infill(["--model", model, "--seed", str(arguments.seed), "-p", "{{8}}".join(GAP)])
     print(
         f"\ndone in {report.duration(time.monotonic() - began)}. The loss curve: {home / 'run' / report.CURVE}\n"
-        f"next: unmask sample --model {model} -p \"class \"\n"
+        f'next: unmask sample --model {model} -p "class "\n'
         "      unmask pretrain --help, and the guide in docs/"
     )
     return 0
 
 
 def baseline(run: object) -> float:
-    """Nats per token, on a run's validation rows, of a model that only knows how often each token occurs in training."""
+    """Nats per token, on a run's validation rows, of a model that knows token frequencies alone."""
     import numpy as np
 
     from unmask import validate

@@ -107,43 +107,6 @@ def to_transformers(
     return made
 
 
-def set_up_trackers(names: list[str]) -> list[str]:
-    """Trackers by name, checked: a missing one prints its install command, none ever asks for a login."""
-    import importlib.util
-
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-    from unmask import report
-
-    for name in names:
-        if name in ("none", "all"):
-            continue
-        if name not in INTEGRATION_TO_CALLBACK:
-            from unmask.config import nearest
-
-            known = [*INTEGRATION_TO_CALLBACK, "none"]
-            raise UserError(f"no tracker called {name!r}; there are {', '.join(sorted(known))}.{nearest(name, known)}")
-        module = {"clearml": "clearml", "dvclive": "dvclive", "azure_ml": "azureml"}.get(name, name)
-        if importlib.util.find_spec(module) is None and name not in ("codecarbon", "comet_ml", "flyte"):
-            raise UserError(f"--report_to {name}: {name} is not installed; type `pip install {name}`.")
-    if "swanlab" in names and not swanlab_login() and "SWANLAB_MODE" not in os.environ:
-        # swanlab 0.10 asks for a key at init unless told otherwise before; its local mode needs an extra, offline none.
-        board = importlib.util.find_spec("swanboard") is not None
-        os.environ["SWANLAB_MODE"] = "local" if board else "offline"
-        report.say(f"swanlab: no key found, so it runs in {os.environ['SWANLAB_MODE']} mode, on this machine alone.")
-    if "wandb" in names and not os.environ.get("WANDB_API_KEY") and "WANDB_MODE" not in os.environ:
-        netrc = Path.home() / ".netrc"
-        if not (netrc.is_file() and "wandb" in netrc.read_text(errors="ignore")):
-            os.environ["WANDB_MODE"] = "offline"
-            report.say("wandb: no key found, so it runs in offline mode, on this machine alone.")
-    return names
-
-
-def swanlab_login() -> bool:
-    saved = Path(os.environ.get("SWANLAB_SAVE_DIR", Path.home() / ".swanlab")) / ".netrc"
-    return bool(os.environ.get("SWANLAB_API_KEY")) or saved.is_file()
-
-
 def warnings_before(args: Any, steps: int) -> list[str]:
     """What a user would want to know before the first step of `steps`."""
     found = []
@@ -241,11 +204,15 @@ def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
     import datasets
     from accelerate import PartialState
 
-    from unmask import checkpoint, models, objectives, prepare, report, tokens
+    from unmask import checkpoint, models, objectives, prepare, report, tokens, trackers
     from unmask.trainer import Interrupt, Journal, Trainer
 
     report.quiet()
-    training.report_to = set_up_trackers(training.report_to)
+    resume = None
+    if training.resume_from_checkpoint:
+        resume, remarks = checkpoint.to_resume(folder, training.resume_from_checkpoint)
+        report.say(*remarks)
+    training.report_to = trackers.set_up(training.report_to)
     args = to_transformers(training, parsed.more, parsed.given)
     args.output_dir = str(folder)
     named("objectives", training.objective)
@@ -259,26 +226,13 @@ def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
     with PartialState().main_process_first():
         rows = prepare.rows(data, tokenizer, seed=training.seed, vocab_size=model.config.vocab_size)
     report.say(*rows.remarks)
-    train_rows, test_rows = rows.train, rows.test
+    train_rows: Any = rows.train
+    test_rows: Any = rows.test
     if data.streaming:
         if data.shuffle:
             train_rows = train_rows.shuffle(seed=training.seed, buffer_size=data.shuffle_buffer)
         test_rows = datasets.Dataset.from_list(list(test_rows))  # few, and asked for again and again
     objective = objectives.load(training.objective, training.objective_args, model.config.mask_token_id)
-    trainer = Trainer(
-        model,
-        args,
-        objective,
-        tokenizer,
-        train_rows,
-        test_rows,
-        shuffle=data.shuffle,
-        random_length_ratio=data.random_length_ratio,
-        token_bytes=tokens.token_bytes(tokenizer),
-        eval_draws=training.eval_draws,
-        by_length=training.group_by_length,
-        callbacks=[Journal(folder, objective.bound, training.run_name or folder.name), Interrupt()],
-    )
     manifest = {
         "command": command,
         "identity": {
@@ -304,12 +258,24 @@ def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
         },
         "versions": report.versions(),
     }
-    resume = None
-    if training.resume_from_checkpoint:
-        resume, remarks = checkpoint.to_resume(folder, training.resume_from_checkpoint)
-        report.say(*remarks)
+    if resume is not None:
         check_same_run(resume.parent, manifest)
         checkpoint.fits(resume, model)
+    # Last, since the Trainer makes the folder.
+    trainer = Trainer(
+        model,
+        args,
+        objective,
+        tokenizer,
+        train_rows,
+        test_rows,
+        shuffle=data.shuffle,
+        random_length_ratio=data.random_length_ratio,
+        token_bytes=tokens.token_bytes(tokenizer),
+        eval_draws=training.eval_draws,
+        by_length=training.group_by_length,
+        callbacks=[Journal(folder, objective.bound, training.run_name or folder.name), Interrupt()],
+    )
     return Run(trainer, folder, manifest, resume, command)
 
 

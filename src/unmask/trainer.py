@@ -97,8 +97,8 @@ class Trainer(transformers.Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """The divisor of the whole optimiser step: the objective's count over all micro-batches and processes."""
-        counts = [[self.objective.count(b), b["supervised"].sum()] for b in batch_samples] or [[0, 0]]
-        total = torch.tensor(counts, dtype=torch.float64).sum(0)
+        counts = [[float(self.objective.count(b)), float(b["supervised"].sum())] for b in batch_samples]
+        total = torch.tensor(counts or [[0.0, 0.0]], dtype=torch.float64).sum(0)
         if self.args.world_size > 1:
             mps = device.type == "mps"  # which has no float64
             total = self.accelerator.gather(total.to(device, torch.float32 if mps else torch.float64)[None]).sum(0)
@@ -112,11 +112,11 @@ class Trainer(transformers.Trainer):
         model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Any = None,
     ) -> Any:
         loss = self.objective(models.predictor(self.accelerator.unwrap_model(model), model), inputs)
         # DDP, FSDP and DeepSpeed average the gradients of the processes; the loss is a sum over them.
-        total = loss.total * (self.args.world_size / num_items_in_batch)  # type: ignore[operator]
+        total = loss.total * (self.args.world_size / num_items_in_batch)
         return (total, {"nats": loss.nats}) if return_outputs else total
 
     # -- validation
@@ -140,7 +140,7 @@ class Trainer(transformers.Trainer):
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in validate.summary(found).items()}
         metrics[f"{metric_key_prefix}_seconds"] = round(time.monotonic() - began, 2)
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _test_batches(self, rows: Any) -> Iterator[dict[str, Tensor]]:

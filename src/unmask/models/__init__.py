@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from unmask import ids
 from unmask.config import ModelArguments, UserError, named, nearest
 from unmask.predict import Head, Predict, Read
 
@@ -72,7 +73,7 @@ class Diffusion:
             return super().generate(input_ids, attention_mask=attention_mask, **options)  # type: ignore[misc]
         from unmask import decoding
 
-        return decoding.generate(predictor(self), input_ids, attention_mask, **options)  # type: ignore[arg-type]
+        return decoding.generate(predictor(self), input_ids, attention_mask, **options)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -138,7 +139,7 @@ AFTER_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale", "d
 def put_in_place_of(head: nn.Module, call: Read) -> Iterator[None]:
     """While inside, the head's forward is call(hidden, the head's own forward): hooks on the head still fire."""
     own = head.forward
-    head.forward = lambda hidden: call(hidden, own)  # type: ignore[method-assign]
+    head.forward = lambda hidden: call(hidden, own)
     try:
         yield
     finally:
@@ -258,7 +259,10 @@ def load(
     adapt = getattr(file, "adapt", None)
     if adapt:
         adapt(config, tokenizer, arguments.mask_token)
-    check_mask(config, tokenizer, arguments.mask_token)
+    config.mask_token_id = ids.mask_id(tokenizer, config, arguments.mask_token)
+    grows = getattr(config, "added_mask_token", False)  # then the model is checked when its embedding has grown
+    if not grows:
+        ids.check(tokenizer, config)
     how: dict[str, Any] = (
         {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
     )
@@ -269,11 +273,15 @@ def load(
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, **how)
         else:
             model = read_weights(name, config, dtype, how)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
+        if not how or isinstance(error, UserError):
+            raise
         raise UserError(f"--attn_implementation {arguments.attn_implementation}: {first_line(error)}") from None
     finish = getattr(file, "finish", None)
     if finish:
         finish(model, tokenizer, fresh)
+    if grows:
+        ids.check(tokenizer, model.config)
     model.get_input_embeddings().padding_idx = None  # else the end of text, where it pads too, is never learnt
     if not isinstance(model, Diffusion):
         kind = type(model)  # the same name, so that checkpoints name the architecture as before
@@ -317,14 +325,6 @@ def official_shapes(model: PreTrainedModel) -> dict[str, list[int]]:
 
     empty = {name: torch.empty(value.shape, device="meta") for name, value in model.state_dict().items()}
     return {name: list(value.shape) for name, value in revert_weight_conversion(model, empty).items()}
-
-
-def check_mask(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, mask_token: str | None) -> None:
-    """Settle the mask's id in the config, and refuse a config and a tokenizer whose ids disagree."""
-    from unmask import ids
-
-    config.mask_token_id = ids.mask_id(tokenizer, config, mask_token)
-    ids.check(tokenizer, config)
 
 
 @torch.no_grad()

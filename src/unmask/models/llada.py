@@ -87,6 +87,7 @@ class LLaDAConfig(LlamaConfig):
     attribute_map: ClassVar[dict[str, str]] = {official: ours for ours, official in OFFICIAL.items()}
 
     is_causal: bool = False
+    rms_norm_eps: float = 1e-5
     use_cache: bool | None = False
     mask_token_id: int | None = None
     shift: int = 0
@@ -98,7 +99,7 @@ class LLaDAConfig(LlamaConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         refuse_what_a_llama_cannot_do(kwargs)
-        official_vocabulary = kwargs.pop("vocab_size", self.vocab_size)
+        official_vocabulary: int = kwargs.pop("vocab_size", vars(self)["vocab_size"])
         if "embedding_size" in kwargs:  # the matrix may have more rows than the tokenizer has words
             rows = kwargs.pop("embedding_size")
             self.text_vocab_size = official_vocabulary if rows not in (None, official_vocabulary) else None
@@ -175,7 +176,8 @@ class _Initialised:
     def _init_weights(self, module: nn.Module) -> None:
         if self.config.init_fn == "mitchell" and isinstance(module, (nn.Embedding, nn.Linear)):
             width = module.in_features if isinstance(module, nn.Linear) else self.config.hidden_size
-            std = 1 / math.sqrt(width * 2 * (module.layer + 1) if hasattr(module, "layer") else width)
+            layer: int | None = vars(module).get("layer")
+            std = 1 / math.sqrt(width if layer is None else width * 2 * (layer + 1))
             cut = (self.config.init_cutoff_factor or 3.0) * std
             init.trunc_normal_(module.weight, mean=0.0, std=std, a=-cut, b=cut)
         else:

@@ -1,0 +1,47 @@
+"""Trackers: where a run's curves go besides its own folder. None ever asks for a login.
+
+In:  names (`--report_to`).  Out: the same names, checked, with the environment set so that they run here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from unmask import report
+from unmask.config import UserError, nearest
+
+
+def set_up(names: list[str]) -> list[str]:
+    """Trackers by name, checked: a missing one prints its install command, none ever asks for a login."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    names = [name for given in names for name in given.split(",") if name]
+    for name in names:
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = [*INTEGRATION_TO_CALLBACK, "none"]
+            raise UserError(f"no tracker called {name!r}; there are {', '.join(sorted(known))}.{nearest(name, known)}")
+        module = {"clearml": "clearml", "dvclive": "dvclive", "azure_ml": "azureml"}.get(name, name)
+        if importlib.util.find_spec(module) is None and name not in ("codecarbon", "comet_ml", "flyte"):
+            raise UserError(f"--report_to {name}: {name} is not installed; type `pip install {name}`.")
+    if "swanlab" in names and not swanlab_login() and "SWANLAB_MODE" not in os.environ:
+        # swanlab 0.10 asks for a key at init unless told otherwise before; its local mode needs an extra, offline none.
+        board = importlib.util.find_spec("swanboard") is not None
+        os.environ["SWANLAB_MODE"] = "local" if board else "offline"
+        report.say(f"swanlab: no key found, so it runs in {os.environ['SWANLAB_MODE']} mode, on this machine alone.")
+    if "wandb" in names and not os.environ.get("WANDB_API_KEY") and "WANDB_MODE" not in os.environ:
+        netrc = Path.home() / ".netrc"
+        if not (netrc.is_file() and "wandb" in netrc.read_text(errors="ignore")):
+            os.environ["WANDB_MODE"] = "offline"
+            report.say("wandb: no key found, so it runs in offline mode, on this machine alone.")
+    return names
+
+
+def swanlab_login() -> bool:
+    """Whether swanlab 0.10 finds a key by itself: in the environment, this folder's settings or the user's."""
+    root = os.environ.get("SWANLAB_ROOT") or os.environ.get("SWANLAB_SAVE_DIR") or Path.home() / ".swanlab"
+    saved = Path(".swanlab/.netrc").is_file() or Path(root, ".netrc").is_file()
+    return saved or bool(os.environ.get("SWANLAB_API_KEY"))

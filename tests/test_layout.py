@@ -1,0 +1,344 @@
+"""The map in CONTRIBUTING.md is true: imports flow one way, importing is cheap, files are small, nothing stands twice.
+
+A station is a file or a folder directly in `src/unmask`. MAY_IMPORT says what each may know of the others. A new one
+gets a line there, with its reason; a new objective, rule or family gets none: it falls under its folder's line.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections
+import functools
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from unmask.__main__ import COMMANDS
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "unmask"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LONGEST = 400
+BLOCK = 8
+
+ANY = {"*"}
+MAY_IMPORT: dict[str, set[str]] = {
+    # what many may know
+    "values": set(),
+    "plugins": {"values"},
+    "config": {"values", "plugins"},
+    "report": {"config"},  # what a run says and writes; it is told everything and asks nobody
+    "noise": {"config"},  # mathematics: pure functions of numbers, for training, validation and likelihood alike
+    "predict": set(),  # the contract between networks and what reads them
+    # from text to rows of ids; no network is known yet
+    "hub": {"config"},
+    "spec": {"config"},
+    "sources": {"config", "spec", "hub"},
+    "corpus": {"config", "spec", "sources", "hub"},
+    "encode": {"config"},
+    "tokens": {"config", "encode"},
+    "ids": {"config"},  # whether tokenizer and model agree: asked by both
+    "tokenizer": {"config", "report", "corpus", "encode", "ids"},
+    "prepare": {
+        "config",
+        "report",
+        "corpus",
+        "encode",
+        "tokens",
+        "tokenizer",
+        "models",
+    },  # `models` loads the tokenizer
+    # the network, what it learns, how it is read: three that never know one another, so that each can be exchanged
+    "models": {"config", "predict", "ids"},
+    "models/__init__": {"config", "predict", "ids", "decoding"},  # `model.generate` hands itself to the loop
+    "objectives": {"config", "noise", "predict"},
+    "canvas": {"config", "noise"},
+    "signals": {"config", "predict", "canvas"},
+    "decoding": {"config", "noise", "predict", "canvas", "signals"},
+    "likelihood": {"config", "noise", "predict"},
+    # training
+    "batches": {"config", "noise", "objectives"},  # the objective draws the noise of a row, where batches are made
+    "checkpoint": {"config", "models"},
+    "validate": {"config", "noise", "batches", "objectives", "predict"},
+    "trainer": {
+        *("config", "report", "noise", "predict", "models", "objectives", "batches", "checkpoint", "validate"),
+    },
+    "trackers": {"config", "report"},
+    "train": {
+        *("config", "report", "noise", "corpus", "encode", "tokens", "tokenizer", "prepare", "models", "objectives"),
+        *("batches", "checkpoint", "validate", "trainer", "trackers"),
+    },
+    # commands
+    "init": {"config", "report", "ids", "tokenizer", "models"},
+    "sample": {"config", "report", "ids", "tokenizer", "models", "canvas", "decoding", "checkpoint"},
+    "quickstart": ANY,  # it tells the whole story
+    "__main__": {"config"},  # commands by name, loaded when they are asked for
+    "__init__": set(),  # public names by name, loaded when they are used
+}
+SHARED_BY_ALL = {"values", "plugins"}  # what `config` is made of
+
+HEAVY = ["torch", "transformers", "datasets", "numpy", "peft", "matplotlib", "rich", "modelscope", "huggingface_hub"]
+
+
+class Import(NamedTuple):
+    module: str  # without the leading `unmask.`: "noise", "objectives.masked"
+    top: bool  # stands outside any function, so importing the file runs it
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def station(path: Path) -> str:
+    """`noise.py` → noise, `models/llada.py` → models."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def allowed(path: Path) -> set[str]:
+    """The stations that a file may import."""
+    key = name_of(path).removesuffix(".py")
+    key = key if key in MAY_IMPORT else station(path)
+    assert key in MAY_IMPORT, (
+        f"src/unmask/{name_of(path)} is a station that the map does not have. Add a line `{key!r}: {{…}}` to "
+        "MAY_IMPORT in tests/test_layout.py: what it may import, and why if that is not plain."
+    )
+    return MAY_IMPORT[key]
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def is_module(dotted: str) -> bool:
+    folder = ROOT / "src" / dotted.replace(".", "/")
+    return folder.is_dir() or folder.with_suffix(".py").is_file()
+
+
+def imports(path: Path) -> list[Import]:
+    """What a file imports of the package, anywhere in it, also by `importlib.import_module("unmask.…")`."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, top: bool) -> None:
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name_of(path)}:{node.lineno}: write the import in full, not with dots"
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if is_module(name) else str(node.module) for name in inside]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+            names = [str(node.args[0].value)] if isinstance(node.args[0], ast.Constant) else []
+        found.extend(Import(n.removeprefix("unmask.").removeprefix("unmask"), top) for n in names if is_ours(n))
+        inner = top and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for child in ast.iter_child_nodes(node):
+            visit(child, inner)
+
+    visit(tree(path), True)
+    return found
+
+
+def is_ours(module: str) -> bool:
+    return module == "unmask" or module.startswith("unmask.")
+
+
+def each_file() -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", FILES, ids=name_of)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Who knows whom
+
+
+@each_file()
+def test_imports_flow_downwards(path: Path) -> None:
+    may = allowed(path)
+    here = station(path)
+    known = {module.split(".")[0] for module, _ in imports(path)} - {"", here}
+    extra = set() if may == ANY else known - may - SHARED_BY_ALL
+    assert not extra, f"src/unmask/{name_of(path)} may not import {sorted(extra)}; it may import {sorted(may)}"
+
+
+@each_file()
+def test_a_plug_in_never_imports_its_neighbour(path: Path) -> None:
+    """What two of them share moves up into their folder's `__init__.py`."""
+    if path.parent == PACKAGE or path.name == "__init__.py":
+        return
+    folder = path.parent.name
+    neighbours = [m for m, _ in imports(path) if m.startswith(f"{folder}.") and m != f"{folder}.{path.stem}"]
+    assert not neighbours, (
+        f"src/unmask/{name_of(path)} imports {neighbours}; move what they share to {folder}/__init__.py"
+    )
+
+
+def test_networks_objectives_and_rules_do_not_know_one_another() -> None:
+    kinds = {"models", "objectives", "decoding"}
+    for path in FILES:
+        if (kind := station(path)) in kinds:
+            met = {Import(m.split(".")[0], top) for m, top in imports(path)}
+            others = {m for m, top in met if m in kinds - {kind} and (top or name_of(path) != "models/__init__.py")}
+            assert not others, f"src/unmask/{name_of(path)} imports {others}"
+
+
+def test_the_tour_goes_from_the_bottom_up() -> None:
+    """In the table of CONTRIBUTING.md a file imports from its own row and the rows above: there is no way around."""
+    rows = re.findall(r"(?m)^\| *(`[^|]+)\|", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    row_of = {name: number for number, row in enumerate(rows) for name in re.findall(r"`([\w/]+)\.py`", row)}
+    for path in FILES:
+        name = name_of(path).removesuffix(".py")
+        for module, top in imports(path):
+            other = module.replace(".", "/")
+            other = other if other in row_of else f"{other}/__init__"
+            below = name in row_of and row_of.get(other, 0) > row_of[name]
+            assert not below or not top, f"{name} stands above {other} in the tour and imports it"
+            assert not below or name == "models/__init__", f"{name} stands above {other} in the tour and imports it"
+
+
+def test_the_map_has_no_station_that_is_gone() -> None:
+    there = {station(path) for path in FILES} | {name_of(path).removesuffix(".py") for path in FILES}
+    planned = {"likelihood"}
+    assert set(MAY_IMPORT) - there <= planned
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What importing costs
+
+
+def loaded(code: str, names: list[str]) -> tuple[set[str], str, int]:
+    """Which of the modules a fresh Python has loaded after `code`, what it printed, and its exit code."""
+    after = f"\nimport sys\nprint('LOADED', *[n for n in {names!r} if n in sys.modules], file=sys.stderr)"
+    run = subprocess.run(
+        [sys.executable, "-c", code + after], capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"}
+    )
+    line = next((line for line in run.stderr.splitlines() if line.startswith("LOADED")), "")
+    assert line, run.stderr
+    return set(line.split()[1:]), run.stdout, run.returncode
+
+
+@pytest.mark.parametrize("module", ["unmask", "unmask.__main__", "unmask.config"])
+def test_importing_loads_nothing_heavy(module: str) -> None:
+    assert loaded(f"import {module}", HEAVY)[0] == set()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_commands_help_is_instant(command: str) -> None:
+    """Neither torch nor anything else that takes a second is loaded to print a page of text."""
+    code = (
+        "from unmask.__main__ import main\n"
+        f"try: code = main([{command!r}, '--help'])\n"
+        "except SystemExit as stop: code = stop.code\n"
+        "assert not code, code"
+    )
+    heavy, printed, _ = loaded(code, HEAVY)
+    assert heavy == set()
+    assert f"unmask {command}" in printed
+    assert len(printed.splitlines()) > 3
+
+
+def test_every_command_is_a_function_of_a_file() -> None:
+    for command, (file, function, line) in COMMANDS.items():
+        path = PACKAGE / f"{file}.py"
+        assert path.is_file(), f"unmask {command}: there is no src/unmask/{file}.py"
+        names = {node.name for node in tree(path).body if isinstance(node, ast.FunctionDef)}
+        assert function in names, f"unmask {command}: {file}.py has no function {function}"
+        assert line
+        assert not line.endswith(".")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How it reads
+
+
+@each_file()
+def test_a_file_opens_with_a_docstring(path: Path) -> None:
+    assert ast.get_docstring(tree(path)), f"src/unmask/{name_of(path)}: say what comes in and what goes out"
+
+
+@each_file()
+def test_a_file_can_be_read_at_a_sitting(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= LONGEST, (
+        f"src/unmask/{name_of(path)} has {lines} lines, more than {LONGEST}: make two stations of it"
+    )
+
+
+def code_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of the lines that do something.
+
+    Not blank lines, comments, lone brackets and imports; nor the heads of functions, which a contract and those who
+    keep it have in common.
+    """
+    skipped: set[int] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            skipped.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            skipped.update(range(node.lineno, node.body[0].lineno))
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        text = line.strip()
+        if number not in skipped and re.search(r"\w", text) and not text.startswith("#"):
+            yield number, text
+
+
+def test_nothing_is_written_twice() -> None:
+    """No eight lines of code stand in two places: a second copy becomes a function before it is committed."""
+    blocks = collections.defaultdict(list)
+    for path in [*FILES, *(ROOT / "scripts").glob("*.py"), *(ROOT / "examples").rglob("*.py")]:
+        lines = list(code_lines(path))
+        for i in range(len(lines) - BLOCK + 1):
+            some = lines[i : i + BLOCK]
+            blocks[tuple(text for _, text in some)].append(f"{path.relative_to(ROOT).as_posix()}:{some[0][0]}")
+    twice = [where for where in blocks.values() if len(where) > 1]
+    assert not twice, f"the same {BLOCK} lines stand at {' and '.join(twice[0])}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What no file may hold
+
+
+def project_files() -> list[Path]:
+    """What git would commit, or, without git, everything that is not a tool's cache."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode == 0:
+        return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    hidden = re.compile(r"(^|/)(\.\w+_cache|\.git|\.venv|\.hypothesis|__pycache__|build|dist|output|models|data)(/|$)")
+    return [p for p in ROOT.rglob("*") if p.is_file() and not hidden.search(p.relative_to(ROOT).as_posix())]
+
+
+# One letter of each stands in brackets, so that this file does not hold them.
+NEVER = {
+    "an absolute path of one machine": r"(?<![\w.$}~-])/(?:w[o]rk|r[o]ot|data/l[x]y|tmp/v[e]nv\d*)/",
+    "code from a hub being run": r"trust_remote_c[o]de\s*=\s*True",
+    "the host of a package registry": r"p[y]pi\.org|pyth[o]nhosted\.org|npmj[s]\.org|deb\.d[e]bian\.org",
+}
+
+
+@pytest.mark.parametrize("what", NEVER)
+def test_no_file_holds(what: str) -> None:
+    pattern = re.compile(NEVER[what])
+    found = []
+    for path in project_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in pattern.finditer(text)]
+    assert not found, f"{what}: {found}"
+
+
+def test_what_no_file_may_hold_would_be_found() -> None:
+    for what, text in zip(NEVER, ("(/w.rk/a)", "trust_remote_c.de = True", "//p.pi.org/simple"), strict=True):
+        missing = re.findall(r"\[(.)\]", NEVER[what])[0]
+        assert re.search(NEVER[what], text.replace(".", missing, 1)), what
+    assert not re.search(NEVER["an absolute path of one machine"], "../w.rk/ $HOME/w.rk/".replace(".rk", "ork"))
