@@ -63,13 +63,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "decoding": {"config", "noise", "predict", "canvas", "signals"},
     "likelihood": {"config", "noise", "predict"},
     # training
+    "trackers": {"config", "report"},
     "batches": {"config", "noise", "objectives"},  # the objective draws the noise of a row, where batches are made
-    "checkpoint": {"config", "models"},
+    "checkpoint": {"config", "ids", "models"},
     "validate": {"config", "noise", "batches", "objectives", "predict"},
     "trainer": {
-        *("config", "report", "noise", "predict", "models", "objectives", "batches", "checkpoint", "validate"),
+        *("config", "report", "noise", "predict", "ids", "models", "objectives", "batches", "checkpoint", "validate"),
     },
-    "trackers": {"config", "report"},
     "train": {
         *("config", "report", "noise", "corpus", "encode", "tokens", "tokenizer", "prepare", "models", "objectives"),
         *("batches", "checkpoint", "validate", "trainer", "trackers"),

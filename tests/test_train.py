@@ -14,6 +14,7 @@ import yaml
 from runs import SETTINGS, curve, launch, make_model, make_text, pretrain, run, same_weights, weights, words
 
 from unmask.__main__ import main
+from unmask.train import resume_command
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +274,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(model, data, tmp_path):
     step = int(saved[0].name.split("-")[1])
     assert step >= 3
     assert f"stopped at step {step}" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("--a 'x y'", "--a 'x y' --resume_from_checkpoint auto"),
+        ("--overwrite_output_dir --a 1", "--a 1 --resume_from_checkpoint auto"),
+        ("--overwrite_output_dir true --a 1", "--a 1 --resume_from_checkpoint auto"),
+        ("--a 1 --overwrite-output-dir=True", "--a 1 --resume_from_checkpoint auto"),
+        ("--a 1 --resume_from_checkpoint auto", "--a 1 --resume_from_checkpoint auto"),
+    ],
+)
+def test_the_command_to_go_on_is_the_same_but_for_resuming(given, told):
+    assert resume_command(f"unmask pretrain {given}") == f"unmask pretrain {told}"
 
 
 def test_warnings_before_the_first_step(model, data, tmp_path, capsys):

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import os
 import sys
+import time
 
 # command → (file, function, what it does), grouped by what a user wants to do
 GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
@@ -56,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
 
         print(__version__)
         return 0
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read by the bars of libraries when they are first loaded
     command = words[0]
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
@@ -82,8 +85,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def told(line: str) -> int:
     """Print what is wrong, once for all processes of a launch; exit code 2."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(f"unmask: {' '.join(line.split())}", file=sys.stderr)
+    rank = int(os.environ.get("RANK", "0"))
+    if rank:
+        # Launchers end all processes when one does: the first gets the time to speak. If it had nothing to say, we do.
+        time.sleep(3)
+    print(f"unmask: {f'(process {rank}) ' if rank else ''}{' '.join(line.split())}", file=sys.stderr, flush=True)
     return 2
 
 

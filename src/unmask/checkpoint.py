@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unmask import ids
 from unmask.config import UserError
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     with all_or_nothing(aside):
         model.save_pretrained(aside, **how)
         tokenizer.save_pretrained(aside)
+        ids.portable(aside)
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
 

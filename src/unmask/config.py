@@ -67,8 +67,9 @@ class DataArguments:
 
     dataset_args: str | None = option(
         None,
-        "What to train on: `path[train:2000,test:200]`, `hub/name[train:90%,test:10%]`, `ms:name`, `a + b`. Sources: "
-        "json, jsonl, csv, parquet, txt (files or folders, compressed too), a `save_to_disk` folder, a hub name.",
+        "What to train on: `path[train:2000,test:200]`, `hub/name[train:90%,test:10%]`, `path[split:NAME]`, `a + b`. "
+        "Sources: json, jsonl, csv, parquet, txt (files or folders, compressed too; `[by:line]` makes each line of a "
+        "txt a document), a `save_to_disk` folder, a hub name (`hf:NAME`, `ms:NAME` for ModelScope).",
     )
     text_field: str = option("text", "Column that holds the text.")
     streaming: bool = option(False, "Read the data as it comes instead of tokenising it first. Needs --max_steps.")

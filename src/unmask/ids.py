@@ -1,10 +1,12 @@
-"""Whether a tokenizer and a model's config belong together, and which token is the mask.
+"""What a tokenizer must be for a model: ids that agree with the config's, files that others read.
 
 In:  a tokenizer and a config.  Out: the mask's id, or one line that says what does not agree.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask.config import UserError, nearest
@@ -103,3 +105,16 @@ def several(value: Any) -> list[int]:
     """One id, several or none. Some configs write -1 for none."""
     found = value if isinstance(value, (list, tuple)) else [value]
     return [int(one) for one in found if one is not None and one >= 0]
+
+
+def portable(folder: Path) -> None:
+    """Make a tokenizer that transformers 5 saved readable for transformers 4, and for programs built on that.
+
+    5.23 names the class TokenizersBackend, which 4.57 does not know; both know the name that LLaDA's files give.
+    """
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if values.get("tokenizer_class") == "TokenizersBackend":
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
+        values.pop("backend", None)
+        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

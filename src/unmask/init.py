@@ -187,6 +187,7 @@ def make_folder(arguments: InitArguments) -> Path:
     try:
         config.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
+        ids.portable(aside)
         folder.mkdir(parents=True, exist_ok=True)
         for path in aside.iterdir():
             path.replace(folder / path.name)

@@ -1,4 +1,4 @@
-"""A tokenizer of one's own, `unmask tokenizer`; and whether a tokenizer and a model's config belong together.
+"""A tokenizer of one's own: `unmask tokenizer`.
 
 In:  texts.
 Out: a byte-level BPE with LLaDA's special tokens and chat template, in a folder that `AutoTokenizer` reads.
@@ -22,12 +22,13 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from unmask.config import UserError, nearest, option, parse
+from unmask.config import UserError, option, parse
+from unmask.ids import portable
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 Ids = Literal["compact", "llada"]
 
@@ -119,6 +120,8 @@ def main(argv: list[str]) -> int:
     if any((folder / file).exists() for file in FILES) and not settings.overwrite:
         raise UserError(f"{folder} already holds a tokenizer; type --overwrite to replace it, or name another folder.")
     _check_size(settings.vocab_size, settings.ids)
+    if settings.max_length is not None and settings.max_length < 1:
+        raise UserError(f"--max_length {settings.max_length} is too small: a text has at least one token.")
 
     from unmask import corpus
 
@@ -234,17 +237,13 @@ def text_entries(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a tokenizer's files into a folder, all or none; an earlier tokenizer's are removed."""
-    aside = folder.with_name(f".{folder.name}.part")
+    whole = folder.resolve()  # `.` has no name to put anything beside
+    aside = whole.with_name(f".{whole.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         # One file less, and also read by programs that do not know chat_template.jinja.
         tokenizer.save_pretrained(aside, save_jinja_files=False)
-        config = aside / "tokenizer_config.json"
-        values = json.loads(config.read_text(encoding="utf-8"))
-        # transformers 5 writes its new class name, which transformers 4 does not know; both know this one, LLaDA's.
-        values["tokenizer_class"] = "PreTrainedTokenizerFast"
-        values.pop("backend", None)
-        config.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        portable(aside)
         folder.mkdir(parents=True, exist_ok=True)
         for file in FILES:
             (folder / file).unlink(missing_ok=True)
@@ -252,99 +251,3 @@ def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
             path.replace(folder / path.name)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Does it fit a model?
-
-
-def mask_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, mask_token: str | None = None) -> int:
-    """The id that means 'not yet known'.
-
-    Told by `mask_token` if given, else by the config's `mask_token_id` or the tokenizer's mask token. (LLaDA's
-    tokenizers have `<|mdm_mask|>` only as one special token among others; their configs have its id.)
-
-    Raises:
-        UserError: no mask token, two different ones, or one that ordinary text can produce.
-    """
-    ours = getattr(config, "mask_token_id", None)
-    if mask_token is not None:
-        vocab = tokenizer.get_vocab()
-        if mask_token not in vocab:
-            names = [token.content for token in tokenizer.added_tokens_decoder.values()]
-            raise UserError(f"--mask_token {mask_token!r} is not in the tokenizer.{nearest(mask_token, names)}")
-        theirs, said = int(vocab[mask_token]), f"--mask_token {mask_token!r}"
-    else:
-        theirs, said = tokenizer.mask_token_id, f"the tokenizer's mask token {tokenizer.mask_token!r}"
-    if ours is not None and theirs is not None and ours != theirs:
-        raise UserError(f"the config's mask_token_id is {ours}, but {said} has id {theirs}; they must agree.")
-    found = ours if ours is not None else theirs
-    if found is None:
-        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        hint = next((f" Is it --mask_token {token!r}?" for token in special if "mask" in token.lower()), "")
-        raise UserError(
-            "neither the config (mask_token_id) nor the tokenizer (mask_token) names a mask token; say which special "
-            f"token it is: --mask_token NAME.{hint}"
-        )
-    reason = _ordinary(tokenizer, int(found))
-    if reason:
-        raise UserError(
-            f"the mask token, id {found} ({tokenizer.convert_ids_to_tokens(int(found))!r}), {reason}, so that a text "
-            "could contain it; name a special token: --mask_token NAME."
-        )
-    return int(found)
-
-
-def _ordinary(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str | None:
-    """Why text could produce an id; None when it cannot. An id beyond the tokenizer's entries is safe."""
-    if token_id < 0:
-        return "is no id"
-    added = tokenizer.added_tokens_decoder.get(token_id)
-    if added is None:
-        known = token_id < len(tokenizer) and tokenizer.convert_ids_to_tokens(token_id) is not None
-        return "is an ordinary entry of the tokenizer" if known else None
-    if not added.special:
-        return "is not marked as special in the tokenizer"
-    spelt = tokenizer.encode(added.content, add_special_tokens=False, split_special_tokens=True)
-    return "is also what its letters are encoded to" if token_id in spelt else None
-
-
-def check(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
-    """Refuse a tokenizer and a model's config whose ids disagree.
-
-    A tokenizer may be smaller than the model's vocabulary (LLaDA: 126,349 of 126,464), never larger.
-
-    Raises:
-        UserError: a larger tokenizer; different ids for the mask, the end of text or padding; a mask token that is
-            missing, can occur in text, or is also the end of text, padding or the beginning.
-    """
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    rows = text.vocab_size
-    entries = max(len(tokenizer), max(tokenizer.get_vocab().values(), default=-1) + 1)
-    if entries > rows:
-        raise UserError(
-            f"the tokenizer has {entries:,} entries, the model's vocabulary {rows:,} (vocab_size); take the tokenizer "
-            "that belongs to the model, or make a model for this one: `unmask init PRESET --tokenizer FOLDER`."
-        )
-    mask = mask_id(tokenizer, config)
-    if mask >= rows:
-        raise UserError(f"the mask token's id is {mask}, but the model's vocabulary ends at {rows - 1} (vocab_size).")
-    taken: dict[int, str] = {}
-    for kind, name in (("eos", "end of text"), ("pad", "padding"), ("bos", "beginning of text")):
-        ours = _ids(getattr(config, f"{kind}_token_id", None))
-        theirs = getattr(tokenizer, f"{kind}_token_id", None)
-        # A model can be told to begin with anything; only a wrong end or padding spoils what is learnt.
-        if kind != "bos" and ours and theirs is not None and theirs not in ours:
-            raise UserError(
-                f"the config's {kind}_token_id is {' or '.join(map(str, ours))}, but the tokenizer's {name} "
-                f"({getattr(tokenizer, f'{kind}_token')!r}) has id {theirs}; they must agree."
-            )
-        taken.update(dict.fromkeys([*ours, *_ids(theirs)], name))
-    if mask in taken:
-        raise UserError(f"the mask token (id {mask}) is also the token for {taken[mask]}; it needs one of its own.")
-
-
-def _ids(value: Any) -> list[int]:
-    """One id, several or none. Some configs write -1 for none."""
-    several = value if isinstance(value, (list, tuple)) else [value]
-    return [int(one) for one in several if one is not None and one >= 0]

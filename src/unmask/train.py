@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+import shlex
 import shutil
 import signal
 import sys
@@ -77,6 +79,7 @@ def to_transformers(
     if more.get("fp16") and "bf16" not in given:
         values["bf16"] = False
     values |= {"remove_unused_columns": False, "disable_tqdm": True}
+    values.setdefault("ddp_find_unused_parameters", False)  # every parameter has its share in every loss
     for key, least in (
         ("per_device_train_batch_size", 1),
         ("per_device_eval_batch_size", 1),
@@ -198,7 +201,7 @@ def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
     if training.eval_draws < 1:
         raise UserError(f"--eval_draws is {training.eval_draws}; it must be at least 1.")
     folder = Path(training.output_dir)
-    command = "unmask pretrain " + " ".join(argv)
+    command = shlex.join(["unmask", "pretrain", *argv])
     check_folder(folder, training.resume_from_checkpoint, training.overwrite_output_dir, command)
 
     import datasets
@@ -337,10 +340,11 @@ def planned_steps(trainer: Trainer) -> int:
 
 
 def resume_command(command: str) -> str:
-    words = [w for w in command.split(" ") if w != "--overwrite_output_dir"]
-    if "--resume_from_checkpoint" not in command:
+    """The command that goes on with a run, from the one that began it."""
+    words = shlex.split(re.sub(r"--overwrite[_-]output[_-]dir(=\S+| true)?( |$)", "", command))
+    if "--resume_from_checkpoint" not in words:
         words += ["--resume_from_checkpoint", "auto"]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def main(argv: list[str]) -> int:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from unmask import checkpoint, models, report, validate
+from unmask import checkpoint, ids, models, report, validate
 from unmask.batches import VALIDATION, Collate, Loader, Places, Seated, Split, Stream, Ticket, shares
 from unmask.objectives import Objective
 
@@ -163,6 +163,10 @@ class Trainer(transformers.Trainer):
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with checkpoint.all_or_nothing(folder):
             super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        ids.portable(Path(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # The Trainer of transformers 5.23 reads the file's tensors without the renamings by which they were saved, and

@@ -1,0 +1,358 @@
+"""What the pages for users say is so: their commands parse, name real things and run; English and Chinese agree."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import json
+import re
+import shlex
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import make_text
+
+from unmask import spec
+from unmask.__main__ import COMMANDS, main
+from unmask.config import DataArguments, ModelArguments, TrainingArguments
+from unmask.objectives import masked
+
+ROOT = Path(__file__).resolve().parent.parent
+README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide.md"
+CHINESE = {README: ROOT / "README.zh-CN.md", GUIDE: ROOT / "docs" / "guide.zh-CN.md"}
+PAGES = [*CHINESE, *CHINESE.values()]
+
+
+def short(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading the pages
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    """The fenced code blocks of a page in a language."""
+    return re.findall(rf"(?ms)^```{kind}\n(.*?)^```", page.read_text(encoding="utf-8"))
+
+
+def commands_of(block: str) -> list[tuple[str, ...]]:
+    """Each command of a shell block as its words, without comments; a backslash at a line's end joins lines."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [tuple(words) for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def commands(page: Path) -> list[tuple[str, ...]]:
+    return [words for block in blocks(page, "bash") for words in commands_of(block)]
+
+
+def code(page: Path) -> list[list[str]]:
+    """The Python blocks of a page, each as its tokens without comments, which are in the page's language."""
+    found = []
+    for block in blocks(page, "python"):
+        tokens = tokenize.generate_tokens(io.StringIO(block).readline)
+        found.append([t.string for t in tokens if t.type not in (tokenize.COMMENT, tokenize.NL)])
+    return found
+
+
+def specs(page: Path) -> list[str]:
+    """The dataset specs of the guide's list, without what is said of each."""
+    (block,) = blocks(page, "text")
+    return [re.split(r"\s{2,}", line)[0] for line in block.splitlines()]
+
+
+def tables(page: Path, columns: int) -> list[list[list[str]]]:
+    """The tables of a page with so many columns, as rows of cells without the heading."""
+    text = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
+    found = []
+    for table in re.findall(r"(?m)(?:^\|.*\n)+", text):
+        rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.splitlines()]
+        if len(rows[1]) == columns:
+            found.append(rows[2:])
+    return found
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading gets on GitHub."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checking a command without running it
+
+
+class Stop(Exception):
+    """A command has read its settings; it need not do anything."""
+
+
+def settings_of(words: tuple[str, ...] | list[str]) -> Any:
+    """What `unmask COMMAND …` makes of its options: every one exists, has a value that fits, and the file is there."""
+    file, function, _ = COMMANDS[words[0]]
+    module = importlib.import_module(f"unmask.{file}")
+    parse = module.parse
+
+    def spy(*args: Any, **more: Any) -> Any:
+        raise Stop(parse(*args, **more))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "parse", spy)
+        with pytest.raises(Stop) as stopped:
+            getattr(module, function)(list(words[1:]))
+    return stopped.value.args[0]
+
+
+def check_unmask(words: tuple[str, ...] | list[str]) -> None:
+    if list(words) in (["--version"], []):
+        return
+    assert words[0] in COMMANDS, f"no command {words[0]!r}"
+    for group in settings_of(words).groups:
+        for name in ("dataset_args", "corpus"):
+            wanted = getattr(group, name, None) or []
+            for one in [wanted] if isinstance(wanted, str) else wanted:
+                assert spec.parse(one)
+
+
+def check_launched(module: bool, script: str, arguments: list[str]) -> None:
+    """What a launcher starts: `-m unmask pretrain …`, or a file of the repository that hands its flags on to that."""
+    if module:
+        assert script == "unmask"
+        check_unmask(arguments)
+    else:
+        assert (ROOT / script).is_file()
+        check_unmask(["pretrain", *arguments])
+
+
+def check(words: tuple[str, ...]) -> None:
+    """Fails unless a command of the pages could be typed."""
+    rest = list(words)
+    while re.fullmatch(r"[A-Z_]+=\S*", rest[0]):
+        rest.pop(0)
+    for word in rest:
+        if re.match(r"(configs|scripts|docs|examples|tests|src)/", word):
+            assert (ROOT / word).exists(), f"no {word}"
+    program, *rest = rest
+    if program == "unmask":
+        check_unmask(rest)
+    elif program == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        targets = [word for word in rest if "=" not in word]
+        assert set(targets) <= set(re.findall(r"(?m)^([a-z][\w-]*):", makefile))
+        assert all(word.split("=")[0] in makefile for word in rest if "=" in word)
+    elif program == "accelerate":
+        from accelerate.commands.launch import launch_command_parser
+
+        assert rest.pop(0) == "launch"
+        read = launch_command_parser().parse_args(rest)
+        assert read.config_file is None or (ROOT / read.config_file).is_file()
+        check_launched(read.module, read.training_script, read.training_script_args)
+    elif program == "torchrun":
+        from torch.distributed.run import get_args_parser
+
+        read = get_args_parser().parse_args(rest)
+        check_launched(read.module, read.training_script, read.training_script_args)
+    elif program == "bash":
+        script = (ROOT / rest[0]).read_text(encoding="utf-8")
+        recipe = re.search(r"configs/[\w-]+-pt\.yaml", script)
+        assert recipe
+        check_unmask(["pretrain", "--configs", recipe[0], *rest[1:]])
+    else:
+        pytest.fail(f"the pages have the command {program!r}; this test does not know how to check it")
+
+
+EVERY = dict.fromkeys(words for page in PAGES for words in commands(page))
+
+
+@pytest.mark.parametrize("words", EVERY, ids=lambda words: " ".join(words)[:70])
+def test_a_command_of_the_pages_could_be_typed(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    check(words)
+
+
+def test_a_wrong_command_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks above are not empty."""
+    monkeypatch.chdir(ROOT)
+    for wrong in (
+        "unmask pretain --max_steps 3",
+        "unmask pretrain --max_step 3",
+        "unmask pretrain --max_steps three",
+        "unmask pretrain --config configs/none.yaml",
+        "unmask pretrain --dataset_args data[trian:3]",
+        "unmask init llada-2M --tokeniser x",
+        "accelerate launch --config_file configs/none.yaml -m unmask pretrain",
+        "accelerate launch -m unmask pretrain --max_step 3",
+        "torchrun --nproc_per_node 2 -m unmask pretrain --max_step 3",
+        "NUM_PROCESSES=2 bash scripts/train-pt.sh --max_step 3",
+        "bash scripts/none.sh",
+        "make nothing",
+    ):
+        with pytest.raises((Exception, SystemExit, pytest.fail.Exception)):
+            check(tuple(shlex.split(wrong)))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=short)
+def test_an_option_that_is_named_in_the_text_exists(page: Path) -> None:
+    from unmask.decoding import reference
+    from unmask.train import trainer_fields
+
+    known = {"help", "help_all", "config", "configs", "config_file", "version", *trainer_fields()}
+    for command in COMMANDS:
+        words = [command, "pretrain"] if command == "prepare" else [command]
+        for group in settings_of(words).groups:
+            for field in dataclasses.fields(group):
+                known |= {field.name, f"no_{field.name}", *field.metadata.get("aliases", ())}
+    known |= {field.name for field in dataclasses.fields(reference.Settings)}
+    text = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
+    named = {
+        option.replace("-", "_")
+        for inline in re.findall(r"`([^`\n]+)`", text)
+        for option in re.findall(r"(?<![\w-])--([a-z][\w-]*)", inline)
+    }
+    assert named <= known
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pages, settings and links
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=short)
+def test_both_languages_have_the_same_commands_code_and_links(page: Path) -> None:
+    other = CHINESE[page]
+    assert commands(other) == commands(page)
+    assert code(other) == code(page)
+    if page == GUIDE:
+        assert specs(other) == specs(page)
+    targets = [
+        [link for link in re.findall(r"\]\(([^)\s]+)\)", p.read_text(encoding="utf-8")) if "://" in link]
+        for p in (page, other)
+    ]
+    assert sorted(targets[0]) == sorted(targets[1])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=short)
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{short(page)} links to {link}"
+        if anchor:
+            headings = re.findall(r"(?m)^#+ (.*)$", target.read_text(encoding="utf-8"))
+            assert anchor in {slug(heading) for heading in headings}, f"{short(page)} links to {link}"
+
+
+def as_shown(value: Any) -> str:
+    """A default as the tables write it."""
+    if value is None or value in ([], {}):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+@pytest.mark.parametrize("page", [GUIDE, CHINESE[GUIDE]], ids=short)
+def test_the_guide_has_every_setting_with_its_default(page: Path) -> None:
+    groups = [ModelArguments, DataArguments, TrainingArguments, masked.Settings]
+    for group, table in zip(groups, tables(page, 3), strict=True):
+        defaults = [(field.name, getattr(group(), field.name)) for field in dataclasses.fields(group)]
+        told = [(row[0].strip("`"), row[1].strip("`")) for row in table]
+        assert told == [(name, as_shown(value)) for name, value in defaults]
+        assert all(row[2] for row in table)
+
+
+@pytest.mark.parametrize("page", [GUIDE, CHINESE[GUIDE]], ids=short)
+def test_every_dataset_spec_of_the_guide_is_one(page: Path) -> None:
+    assert len(specs(page)) > 10
+    for one in specs(page):
+        assert spec.parse(one)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running them
+
+
+# What cuts a command down to a second; flags given last count.
+SMALLER = {
+    "tokenizer": "--vocab_size 300",
+    "init": "--set d_model=32,n_layers=2,n_heads=2,n_kv_heads=2,mlp_hidden_size=64",
+    "count": "",
+    "prepare": "--max_length 32 --num_proc 1",
+    "pretrain": "--max_steps 3 --max_length 32 --gradient_accumulation_steps 1 --logging_steps 1 --num_proc 1",
+    "sample": "--max_new_tokens 8 --steps 4",
+    "infill": "--steps 4",
+}
+
+
+@contextlib.contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """Inside a folder with the user's text in it."""
+    (folder / "data").mkdir()
+    make_text(folder / "data" / "my.jsonl", documents=400)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
+
+
+def typed(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command of the pages on little; returns what it printed."""
+    assert words[0] == "unmask"
+    capsys.readouterr()
+    assert main([*words[1:], *shlex.split(SMALLER[words[1]])]) == 0, " ".join(words)
+    return capsys.readouterr().out
+
+
+def test_what_the_pages_do_with_your_own_text_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """README's commands and Python as they stand there, then those of the guide that have not been run by then."""
+    own = commands_of(blocks_after(README, "## Train on your own text")[0])
+    assert [words[1] for words in own] == ["tokenizer", "init", "pretrain", "sample", "infill"]
+    with at_work(tmp_path):
+        printed = {words: typed(words, capsys) for words in own}
+        sampled, filled = (next(out for words, out in printed.items() if words[1] == n) for n in ("sample", "infill"))
+        assert "Once upon a time" in sampled
+        assert "The cat" in filled
+        assert "on the mat." in filled
+        run_python(README)
+        assert "Once upon a time" in capsys.readouterr().out
+
+        mine = re.compile(r"\b(data/my|models/my|output/my)")
+        for words in commands(GUIDE):
+            if words[0] == "unmask" and mine.search(" ".join(words)) and words not in printed:
+                printed[words] = typed(words, capsys)
+        check_what_a_run_leaves(tmp_path / "output" / "my-llada")
+        run_python(GUIDE)
+        assert (tmp_path / "output" / "in-python" / "final" / "model.safetensors").is_file()
+
+
+def blocks_after(page: Path, heading: str) -> list[str]:
+    """The shell blocks between a heading and the next."""
+    section = page.read_text(encoding="utf-8").split(f"\n{heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"(?ms)^```bash\n(.*?)^```", section)
+
+
+def run_python(page: Path) -> None:
+    """The Python blocks of a page, one after the other; one that begins with `# file.py` is written there instead."""
+    names: dict[str, Any] = {}
+    for block in blocks(page, "python"):
+        if file := re.match(r"# (\w+\.py)\n", block):
+            Path(file[1]).write_text(block, encoding="utf-8")
+        else:
+            exec(compile(block, short(page), "exec"), names)
+
+
+def check_what_a_run_leaves(folder: Path) -> None:
+    """The guide's two tables of the run's folder name every file and every number that is there, and no other."""
+    files, numbers = (
+        [cell for row in table for cell in re.findall(r"`([^`]+)`", row[0])] for table in tables(GUIDE, 2)[:2]
+    )
+    there = {re.sub(r"checkpoint-\d+", "checkpoint-N", path.name) for path in folder.iterdir()}
+    assert there == set(files)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    levels = re.compile(r"eval_nats_at_0\.\d")
+    found = {levels.sub("level", key) for line in lines for key in line}
+    assert found == {levels.sub("level", name) for name in numbers}
