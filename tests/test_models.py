@@ -47,9 +47,8 @@ def plain_tokenizer(byte_tokenizer, tmp_path):
 
 
 def folder_of(config, tokenizer, path, weights=True):
-    config = type(config).from_dict(
-        {**config.to_dict(), "eos_token_id": 256, "bos_token_id": None, "pad_token_id": 256}
-    )
+    ends = {"eos_token_id": 256, "bos_token_id": None, "pad_token_id": 256}
+    config = type(config).from_dict({**config.to_dict(), **ends})
     torch.manual_seed(0)
     if weights:
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)

@@ -12,9 +12,7 @@ def test_durations(seconds, text):
     assert report.duration(seconds) == text
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(999, "999"), (1234, "1.23k"), (1_234_567, "1.23M"), (8.0e9, "8G"), (0.5, "0.5")]
-)
+@pytest.mark.parametrize(("value", "text"), [(999, "999"), (1234, "1.23k"), (1_234_567, "1.23M"), (8e9, "8G")])
 def test_amounts(value, text):
     assert report.amount(value) == text
 
@@ -48,9 +46,8 @@ def test_the_smoothed_curve_of_a_constant_is_that_constant():
 
 
 def test_the_curve_is_a_picture(tmp_path):
-    lines = [{"step": i, "loss": 5 - i / 10} for i in range(1, 20)] + [
-        {"step": 19, "eval_loss": 3.2, "eval_loss_se": 0.1}
-    ]
+    lines: list = [{"step": i, "loss": 5 - i / 10} for i in range(1, 20)]
+    lines.append({"step": 19, "eval_loss": 3.2, "eval_loss_se": 0.1})
     (tmp_path / report.METRICS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert report.draw_curve(tmp_path, "a run").read_bytes().startswith(b"\x89PNG")
 
