@@ -37,7 +37,7 @@ def test_the_8B_preset_is_the_official_model(shared):
     assert init.count(init.make_config(init.PRESETS["llada-8B"][0]))["total"] == 8_015_581_184
 
 
-@pytest.mark.parametrize("preset", ["llada-25M", "llada-6M", "llada-2M"])
+@pytest.mark.parametrize("preset", ["llada-25M", "llada-6M", "llada-2M", "llada-1M"])
 def test_a_small_presets_name_is_its_size_without_vocabulary(preset):
     body = init.count(init.make_config(init.PRESETS[preset][0]))["body"]
     assert body == pytest.approx(float(preset.split("-")[1][:-1]) * 1e6, rel=0.15)

@@ -19,7 +19,7 @@ from runs import make_text
 
 from unmask import spec
 from unmask.__main__ import COMMANDS, main
-from unmask.config import DataArguments, ModelArguments, TrainingArguments
+from unmask.config import DataArguments, ModelArguments, TrainingArguments, UserError
 from unmask.objectives import masked
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,7 +190,7 @@ def test_a_wrong_command_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None
         "bash scripts/none.sh",
         "make nothing",
     ):
-        with pytest.raises((Exception, SystemExit, pytest.fail.Exception)):
+        with pytest.raises((UserError, AssertionError, FileNotFoundError)):
             check(tuple(shlex.split(wrong)))
 
 

@@ -29,7 +29,8 @@ class Options:
     """Decoding"""
 
     steps: int | None = option(
-        None, "Denoising steps of the whole answer; at most one forward pass per token. As many as tokens if left out."
+        None,
+        "Denoising steps of the whole answer: at least one a block, at most one a token. One a token if left out.",
     )
     block_size: int | None = option(
         None,
@@ -188,9 +189,12 @@ class Row:
         """
         name = type(self.rule).__module__
         places, tokens, reopen = choice.places, choice.tokens, choice.reopen
+        if (reopen is not None or choice.stay) and not self.rule.revises:
+            raise UserError(f"the rule in {name} reopens or stays; only a rule with `revises = True` may.")
         writable = self.free if self.rule.revises else self.open
         if not bool(writable[places].all()) or (reopen is not None and not bool(self.free[reopen].all())):
-            raise UserError(f"the rule in {name} wrote to a place that is not its to write: {places.tolist()}.")
+            also = "" if self.rule.revises else " (only a rule with `revises = True` writes twice)"
+            raise UserError(f"the rule in {name} wrote to a place that is not its to write{also}: {places.tolist()}.")
         if bool((tokens == self.mask_id).any()):
             raise UserError(f"the rule in {name} wrote the mask token.")
         if not len(places) and not self.rule.revises:
@@ -203,18 +207,23 @@ class Row:
         if reopen is not None:
             self.ids[reopen], self.open[reopen] = self.mask_id, True
             self.written_at[reopen], self.confidence[reopen] = 0, math.nan
-        if self.step >= self.rule.limit(self) and bool(self.open.any()):
-            raise UserError(f"the rule in {name} left places open after {self.step} steps, all that it may take.")
         settled = not bool(self.open[self.blocks[self.block]].any()) and not choice.stay
         if settled or not self.rule.revises:
             self._stop_at_an_end()
         if settled and not self.finished:
-            self.block += 1
-            if self.block == len(self.blocks):
-                self.finished = "length"
-            else:
-                self.rule.enter(self)
+            self._go_on()
+        if not self.finished and self.step >= self.rule.limit(self):
+            raise UserError(f"the rule in {name} is not done after {self.step} steps, all that it may take.")
         return Change(self, places, tokens, choice.confidence, reopen)
+
+    def _go_on(self) -> None:
+        """To the first block with open places (a rule may have written ahead, or reopened behind), or to the end."""
+        for block in range(0 if self.rule.revises else self.block + 1, len(self.blocks)):
+            if bool(self.open[self.blocks[block]].any()):
+                self.block = block
+                self.rule.enter(self)
+                return
+        self.block, self.finished = len(self.blocks), "length"
 
     def _stop_at_an_end(self) -> None:
         """Finish if an end of text stands with nothing open before it; what is still open is filled with it."""
@@ -264,6 +273,8 @@ class Canvas:
         """Token ids in which None is an open place; `first` is the number of the first row."""
         import torch
 
+        if mask_id is None:
+            raise UserError("the model names no mask token, so it fills nothing; set mask_token_id in its config.json.")
         rows = []
         for number, text in enumerate(texts, start=first):
             ids = torch.tensor([mask_id if token is None else int(token) for token in text], dtype=torch.long)

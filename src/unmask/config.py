@@ -199,7 +199,7 @@ def _metavar(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "{" + ",".join(map(str, args)) + "}"
     if typing.get_origin(kind) is list:
-        return "A,B"
+        return _metavar(args[0]) if args else "TEXT"
     if typing.get_origin(kind) is dict:
         return "KEY=VALUE,…"
     return {int: "N", float: "X", bool: "true|false"}.get(kind, "TEXT")
@@ -249,12 +249,19 @@ def parse(
         One instance per group, the values given for `extra` keys, and the names of all keys that the user set.
     """
     legacy = legacy or {}
-    parser = _Parser(prog=prog, description=description, formatter_class=_Formatter, add_help=False, allow_abbrev=False)
+    parser = _Parser(
+        prog=prog,
+        usage=f"{prog} [options]",
+        description=description,
+        formatter_class=_Formatter,
+        add_help=False,
+        allow_abbrev=False,
+    )
     general = parser.add_argument_group("General")
     general.add_argument("-h", "--help", action="store_true", help="Show this page.")
     if extra is not None:
         general.add_argument(
-            "--help_all", "--help-all", action="store_true", help="Show also what the Trainer accepts."
+            "--help_all", action="store_true", help="Show also the further settings that are accepted."
         )
     general.add_argument(
         "--config", "--configs", "--config_file", dest="config", metavar="FILE", help="YAML file; flags override it."
@@ -273,7 +280,6 @@ def parse(
                 continue
             default = getattr(group(), name)
             flags = ["--" + name] + [a if a.startswith("-") else "--" + a for a in field.metadata.get("aliases", ())]
-            flags += ["--" + name.replace("_", "-")] if "_" in name else []
             text = (field.metadata.get("help", "") + _shown(default)).replace("%", "%%")
             shape: dict[str, Any] = {"metavar": field.metadata.get("metavar") or _metavar(kind)}
             if is_switch(kind):
@@ -281,7 +287,7 @@ def parse(
             elif is_list(kind):
                 shape |= {"nargs": "*", "action": _Append}
             box.add_argument(*flags, dest=name, default=argparse.SUPPRESS, help=text, **shape)
-    space, rest = parser.parse_known_args(list(argv))
+    space, rest = parser.parse_known_args([_underscored(word) for word in argv])
     if space.help or getattr(space, "help_all", False):
         _print_help(parser, extra if getattr(space, "help_all", False) else None)
         raise SystemExit(0)
@@ -331,6 +337,12 @@ def parse(
     return Parsed(instances, more, given | set(more))
 
 
+def _underscored(word: str) -> str:
+    """`--max-length=5` → `--max_length=5`: dashes and underscores in a flag's name are the same."""
+    name, sign, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + sign + value if name.startswith("--") else word
+
+
 class _Append(argparse.Action):
     """`--prompt a --prompt b` and `--prompt a b` both give ["a", "b"]."""
 
@@ -367,6 +379,6 @@ def _loose(words: list[str], prog: str) -> dict[str, Any]:
 def _print_help(parser: argparse.ArgumentParser, extra: Extra | None) -> None:
     parser.print_help()
     if extra is not None:
-        sys.stdout.write("\nTrainer (fields of transformers.TrainingArguments, by its documentation):\n")
+        sys.stdout.write("\nFurther settings:\n")
         for name, kind in sorted(extra().items()):
             sys.stdout.write(f"  --{name} {_metavar(kind)}\n")

@@ -77,6 +77,8 @@ def load(
                 holds[tokenised] = part.name
     if len(holds) > 1:
         raise UserError(f"{holds[True]!r} holds tokens and {holds[False]!r} text; they cannot be joined in one spec.")
+    if not trains:
+        raise UserError(f"{spec!r} leaves no rows to train on: all are for validation.")
     train, test = _joined(trains, streaming), _joined(tests, streaming) if tests else None
     if test is None and need_test:
         train, test = _held_out(train, text_field, seed, hold_out, hold_out_most, remarks)
@@ -89,8 +91,8 @@ def load(
 # The rows that a spec asks for
 
 
-def _choose(part: Part, source: Source, remarks: list[str]) -> tuple[Rows, Rows | None]:
-    """Training and test rows of a part; None where it has no test rows and asks for none."""
+def _choose(part: Part, source: Source, remarks: list[str]) -> tuple[Rows | None, Rows | None]:
+    """Training and test rows of a part; None where it has none of them."""
     splits, named = source.splits, part.options.get("split")
     key = next((k for k in part.splits if k != "train"), "test")
     if named and named not in splits:
@@ -115,7 +117,7 @@ def _choose(part: Part, source: Source, remarks: list[str]) -> tuple[Rows, Rows 
         return _slice(rows, 0, first, part, source), None
     if first is None:
         if second == total:
-            raise UserError(f"'{part}' leaves no rows to train on: there are {total:,}.")
+            return None, rows
         remarks.append(f"{part.name}: the first {second:,} rows are for validation, the rest for training")
         return _slice(rows, second, None, part, source), _slice(rows, 0, second, part, source)
     return _slice(rows, 0, first, part, source), _slice(rows, first, second, part, source)

@@ -52,7 +52,8 @@ PRESETS: dict[str, tuple[dict[str, Any], str]] = {
         llada(256, 6, 4, 1024, 512, 10_000.0),
         "6M without vocabulary (as SMDM's smallest, gated): CPU, an hour",
     ),
-    "llada-2M": (llada(192, 4, 3, 512, 256, 10_000.0), "2M without vocabulary: CPU, minutes; the quickstart's"),
+    "llada-2M": (llada(192, 4, 3, 512, 256, 10_000.0), "2M without vocabulary: CPU, minutes"),
+    "llada-1M": (llada(128, 5, 2, 384, 256, 10_000.0), "1M without vocabulary: CPU, minutes; the quickstart's"),
 }
 
 

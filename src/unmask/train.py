@@ -219,6 +219,7 @@ def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
     args = to_transformers(training, parsed.more, parsed.given)
     args.output_dir = str(folder)
     named("objectives", training.objective)
+    model_args.dtype = model_args.dtype or "float32"
     loaded = models.load(model_args, fresh=None, seed=training.seed)
     model, tokenizer = loaded.model, loaded.tokenizer
     most = getattr(model.config, "max_position_embeddings", None)
@@ -327,7 +328,8 @@ def go(run: Run) -> int:
     final = folder / checkpoint.FINAL
     trainer.save_final(final)
     if first:
-        report.say(f"model: {final}", f"curve: {folder / report.CURVE}", f"metrics: {folder / report.METRICS}")
+        left = [("model", final), ("curve", folder / report.CURVE), ("metrics", folder / report.METRICS)]
+        report.say(*(f"{what}: {path}" for what, path in left if path.exists()))
     return 0
 
 

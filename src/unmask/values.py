@@ -113,6 +113,8 @@ def cast(value: Any, kind: Any, key: str) -> Any:
             items = (
                 value if isinstance(value, (list, tuple)) else [w for w in re.split(r"[,;]", str(value)) if w.strip()]
             )
+            if inner in (int, float):  # [126081;126348] and 1,2 3: numbers have no commas in them
+                items = [w for item in items for w in re.split(r"[,;]", str(item).strip("[] ")) if w.strip()]
             return [cast(w.strip() if isinstance(w, str) else w, inner, key) for w in items]
         if origin is dict or kind is dict:
             return dict(value) if isinstance(value, dict) else pairs(str(value))

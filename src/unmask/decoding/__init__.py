@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from unmask.canvas import Canvas, Change, Choice, Options, Reading, Row
-from unmask.config import UserError, build, named, nearest
+from unmask.config import UserError, build, cast, named, nearest
 from unmask.predict import Predict
 from unmask.signals import Seen, View, look
 
@@ -219,6 +219,8 @@ def resolve(predict: Predict, options: Options) -> Reading:
     for token in [*never, *last, *stops, *options.cfg_keep_tokens]:
         if not 0 <= token < predict.vocab_size:
             raise UserError(f"there is no token {token}; the model has {predict.vocab_size}, from 0.")
+    if len({*never, predict.mask_id}) == predict.vocab_size:
+        raise UserError("with --suppress_tokens no token is left to write.")
     return Reading(
         options.temperature, options.cfg_scale, tuple(never), tuple(last), tuple(stops), tuple(options.cfg_keep_tokens)
     )
@@ -269,7 +271,7 @@ def generate(
     if attention_mask is not None and attention_mask.shape != input_ids.shape:
         raise UserError(f"attention_mask is {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}.")
     new = one_spelling("max_new_tokens", "gen_length", {"max_new_tokens": max_new_tokens, "gen_length": gen_length})
-    new = 128 if new is None else int(new)
+    new = 128 if new is None else cast(new, int, "max_new_tokens")
     if new < 1:
         raise UserError(f"max_new_tokens is {new}; it must be at least 1.")
     rows = input_ids.cpu()

@@ -168,6 +168,20 @@ def weight_files(folder: str | Path) -> list[str]:
     return sorted(p.name for pattern in WEIGHTS for p in Path(folder).glob(pattern))
 
 
+def device(wanted: str | None = None) -> str:
+    """The device asked for, else the best there is: cuda, mps, cpu. UserError for one that is not there."""
+    best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    if wanted is None:
+        return best.type if best else "cpu"
+    try:
+        kind = torch.device(wanted).type
+    except RuntimeError:
+        raise UserError(f"no device {wanted!r}; use cuda, mps or cpu.") from None
+    if kind != "cpu" and (best is None or kind != best.type):
+        raise UserError(f"--device {wanted}: there is none here; use {best.type if best else 'cpu'}.")
+    return wanted
+
+
 def find(name: str | None) -> str:
     """A model folder or hub name as it was given; UserError when it looks like a path and nothing is there."""
     if not name:
@@ -259,6 +273,8 @@ def load(
     adapt = getattr(file, "adapt", None)
     if adapt:
         adapt(config, tokenizer, arguments.mask_token)
+    if file.FAMILY.shift and not hasattr(config, "shift"):
+        config.shift = file.FAMILY.shift
     config.mask_token_id = ids.mask_id(tokenizer, config, arguments.mask_token)
     grows = getattr(config, "added_mask_token", False)  # then the model is checked when its embedding has grown
     if not grows:
@@ -266,7 +282,8 @@ def load(
     how: dict[str, Any] = (
         {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
     )
-    dtype = getattr(torch, arguments.dtype or "float32")
+    stored = None if fresh else config.dtype  # as the weights on the disk are
+    dtype = getattr(torch, arguments.dtype or str(stored or "float32").removeprefix("torch."))
     try:
         if fresh:
             set_seed(seed)

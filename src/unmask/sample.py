@@ -1,0 +1,401 @@
+"""The commands `unmask sample` and `unmask infill`: prompts continued, gaps filled.
+
+In:  a model folder and texts (`-p`, a file, standard input).
+Out: the texts with what was written, on standard output or as jsonl.
+
+A text never becomes control tokens: `<|mdm_mask|>` typed in a prompt is those letters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from unmask import report
+from unmask.canvas import Canvas, Options, Row, parse_gaps
+from unmask.config import ModelArguments, UserError, hints, option, parse, read_yaml
+from unmask.ids import several
+
+if TYPE_CHECKING:
+    from unmask.models import Loaded
+
+# Other spellings: LLaDA's, the tutorial's.
+LEGACY = {"block_length": "block_size", "gen_length": "max_new_tokens", "model_name_or_path": "model"}
+REFUSED = {
+    "chat_template": "belongs to `unmask chat`, which is not there yet; put the turns in the prompt.",
+    "return_dict": "gives an object to a Python program; here --output FILE writes what there is to know.",
+}
+
+
+@dataclasses.dataclass
+class ReaderArguments:
+    """Model"""
+
+    model: str | None = option(None, "Model folder or hub name (also --model_name_or_path).")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(
+        None, "What the weights are kept in; as they are stored if left out."
+    )
+    device: str | None = option(None, "cuda, mps or cpu; the best there is if left out.")
+    attn_implementation: str | None = option(
+        None, "Attention back end: sdpa, eager, flash_attention_2, flex_attention."
+    )
+    mask_token: str | None = option(None, "The mask's name, for a model whose config and tokenizer do not tell.")
+    family: str | None = option(
+        None, "A name from `unmask/models` or path/to/file.py; told from the config if left out."
+    )
+    right_shift_logits: bool | None = option(None, "Whether place i speaks of place i + 1; the family knows.")
+
+
+@dataclasses.dataclass
+class TextArguments:
+    """Text"""
+
+    prompt: list[str] = option([], "A text; may be given several times. Standard input if left out.", aliases=["-p"])
+    file: str | None = option(None, "A file of texts: each line one, or jsonl rows with `prompt` or `text`.")
+    output: str | None = option(None, "Write jsonl here instead of printing: text, tokens, finish_reason, settings.")
+    batch_size: int = option(8, "Texts at once. It changes the speed, not the answers.")
+    visualize: bool = option(False, "Show the first text of each batch as it fills, on a terminal.")
+
+
+@dataclasses.dataclass
+class LengthArguments:
+    """Length"""
+
+    max_new_tokens: int | None = option(None, "Tokens to write after each prompt; 128 if left out.")
+    max_length: int | None = option(None, "Tokens of prompt and answer together, instead of --max_new_tokens.")
+
+
+@dataclasses.dataclass
+class RuleArguments:
+    """Rule: reference (others bring their own settings, under the same kind of flags)"""
+
+    remasking: str | None = option(None, "low_confidence (the default): the surest places first; or random.")
+    stochastic_transfer: bool | None = option(None, "Draw how many places a step writes, instead of equal shares.")
+
+
+@dataclasses.dataclass
+class Answer:
+    """One text done. pieces: alternately given and written text, the first given."""
+
+    row: Row
+    prompt: str
+    pieces: list[str]
+    tokens: list[int]
+    finish_reason: str
+    passes: int
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Texts in
+
+
+def texts_of(arguments: TextArguments) -> list[str]:
+    """The texts asked for; UserError when there are none."""
+    found = list(arguments.prompt)
+    if arguments.file:
+        path = Path(arguments.file)
+        if not path.is_file():
+            raise UserError(f"no file {arguments.file!r}.")
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is not UTF-8 text.") from None
+        found += list(json_texts(path, lines)) if path.suffix == ".jsonl" else [line for line in lines if line]
+        if not found:
+            raise UserError(f"{path} holds no text.")
+    if not found:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise UserError('no text given; type -p "text", --file FILE, or send one to standard input.')
+        found = [sys.stdin.read().removesuffix("\n")]  # the line's end that `echo` puts there
+        if not found[0]:
+            raise UserError('standard input is empty; type -p "" for an answer to nothing.')
+    return found
+
+
+def json_texts(path: Path, lines: list[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            text = row.get("prompt", row.get("text"))
+        except (json.JSONDecodeError, AttributeError):
+            raise UserError(f"{path}, line {number}: not a JSON object.") from None
+        if not isinstance(text, str):
+            raise UserError(f"{path}, line {number}: no `prompt` or `text` that is text.")
+        yield text
+
+
+def new_tokens(arguments: LengthArguments, prompt: int) -> int:
+    """How many tokens follow a prompt of so many."""
+    if arguments.max_length is not None:
+        if arguments.max_new_tokens not in (None, arguments.max_length - prompt):
+            raise UserError(
+                f"--max_length {arguments.max_length} leaves {arguments.max_length - prompt} tokens after a prompt of "
+                f"{prompt}, and --max_new_tokens is {arguments.max_new_tokens}; give one of them."
+            )
+        new = arguments.max_length - prompt
+        if new < 1:
+            raise UserError(f"--max_length {arguments.max_length} leaves nothing after a prompt of {prompt} tokens.")
+        return new
+    new = 128 if arguments.max_new_tokens is None else arguments.max_new_tokens
+    if new < 1:
+        raise UserError(f"--max_new_tokens is {new}; it must be at least 1.")
+    return new
+
+
+def load(arguments: ReaderArguments) -> Loaded:
+    """The model on its device."""
+    from unmask import models
+
+    if not arguments.model:
+        raise UserError("no model given; type --model FOLDER.")
+    device = models.device(arguments.device)
+    report.quiet()
+    wanted = {name: getattr(arguments, name) for name in ("dtype", "attn_implementation", "mask_token", "family")}
+    loaded = models.load(ModelArguments(model_name_or_path=arguments.model, **wanted), device=device)
+    if arguments.right_shift_logits is not None:
+        loaded.model.config.shift = int(arguments.right_shift_logits)
+    return loaded
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The work
+
+
+def answers(
+    loaded: Loaded,
+    texts: list[str],
+    rows: list[list[int | None]],
+    settings: dict[str, Any],
+    batch_size: int,
+    show: bool,
+) -> Iterator[Answer]:
+    """Fill every row, `batch_size` at a time, and give them in order."""
+    from unmask import decoding, models
+
+    predict = models.predictor(loaded.model)
+    eos, eot = ends_of(loaded)
+    settings = {"eos_token_id": eos, "eot_token_id": eot} | settings
+    stops = {*(settings["eos_token_id"] or []), *(settings["eot_token_id"] or [])}
+    chunks = [range(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
+    canvases = [Canvas.of([rows[i] for i in chunk], predict.mask_id, first=chunk[0]) for chunk in chunks]
+    for canvas in canvases:  # all are checked before the first is begun
+        decoding.prepare(predict, canvas.rows, **settings)
+    for chunk, canvas in zip(chunks, canvases, strict=True):
+        # Closed before an answer is given: while it is drawn, rich sends what is printed to the bar's own stream.
+        what = "sampling" if len(chunks) == 1 else f"sampling {chunk[-1] + 1}/{len(rows)}"
+        watch = Screen(loaded.tokenizer) if show else report.Bar(what, canvas.planned)
+        written, began = 0, time.monotonic()
+        try:
+            for step in decoding.unmask(predict, canvas):
+                written += sum(len(change.places) for change in step.changes)
+                if isinstance(watch, Screen):
+                    watch.draw(canvas.rows[0])
+                else:
+                    speed = written / max(time.monotonic() - began, 1e-9)
+                    watch.to(step.number, f"{report.amount(speed)} tokens/s")
+        finally:
+            watch.close()
+        for i, row in zip(chunk, canvas.rows, strict=True):
+            yield finished(loaded, row, texts[i], stops)
+
+
+def ends_of(loaded: Loaded) -> tuple[list[int], list[int]]:
+    """Ids that end a text, and ids that end a turn: the model's own, and those that its family names."""
+    eos = several(loaded.model.config.eos_token_id) or several(loaded.tokenizer.eos_token_id)
+    vocabulary = loaded.tokenizer.get_vocab()
+    named = [vocabulary[token] for token in loaded.family.ends if token in vocabulary]
+    return eos, [i for i in named if i not in eos]
+
+
+def finished(loaded: Loaded, row: Row, prompt: str, stops: set[int]) -> Answer:
+    """A filled row as text. What follows an end of text in an answer at the row's end is left out."""
+    ids, free = row.ids.tolist(), row.free.tolist()
+    last = len(ids)
+    if free and free[-1]:  # an answer, not a gap between texts
+        start = last - next((i for i, f in enumerate(reversed(free)) if not f), last)
+        last = next((i for i in range(start, last) if ids[i] in stops), last)
+    reason = "stop" if last < len(ids) else "length"
+    cuts = [0, *(i for i in range(last) if free[i] != (free[i - 1] if i else False)), last]
+    decode = functools.partial(loaded.tokenizer.decode, skip_special_tokens=True)
+    texts, pieces = [decode(ids[:cut]) for cut in cuts], []
+    for (start, stop), (before, text) in zip(itertools.pairwise(cuts), itertools.pairwise(texts), strict=True):
+        # As it reads after what stands before it: some tokenizers drop the space of a text that begins with one. A
+        # letter cut in two reads otherwise on its own, so then the piece does.
+        pieces.append(text[len(before) :] if text.startswith(before) else decode(ids[start:stop]))
+    tokens = [token for token, f in zip(ids[:last], free, strict=False) if f]
+    return Answer(row, prompt, pieces, tokens, reason, row.step * (2 if row.reading.cfg_scale else 1))
+
+
+class Screen:
+    """The canvas on the terminal, drawn anew at each step: open places dim, tokens coloured by how sure they were."""
+
+    COLOURS = ((0.3, "red"), (0.7, "yellow"), (2.0, "green"))
+
+    def __init__(self, tokenizer: Any) -> None:
+        from rich.live import Live
+
+        self.tokenizer = tokenizer
+        self.live = Live(auto_refresh=False, transient=True)
+        self.live.start()
+
+    def draw(self, row: Row) -> None:
+        from rich.text import Text
+
+        places = zip(row.ids.tolist(), row.open.tolist(), row.free.tolist(), row.confidence.tolist(), strict=True)
+        styled = [(self.style(*place), place[0]) for place in places]
+        text = Text(overflow="fold")
+        for style, run in itertools.groupby(styled, key=lambda pair: pair[0]):  # a letter may be several tokens
+            ids = [token for _, token in run]
+            text.append("░" * len(ids) if style == "dim" else shown(self.tokenizer.decode(ids)), style=style)
+        self.live.update(text, refresh=True)
+
+    def style(self, token: int, is_open: bool, free: bool, sure: float) -> str:
+        colour = next(colour for limit, colour in self.COLOURS if not sure >= limit)
+        return "dim" if is_open else colour if free else "bold"
+
+    def close(self) -> None:
+        self.live.stop()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Answers out
+
+
+def shown(text: str) -> str:
+    """Text that a terminal can be trusted with: control characters as their pictures, `␛` for escape."""
+    return "".join(chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else "␡" if c == "\x7f" else c for c in text)
+
+
+def give(found: Iterator[Answer], output: str | None, settings: dict[str, Any]) -> None:
+    """Print the answers, or write them as jsonl, aside and then in place."""
+    if output:
+        path = Path(output)
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise UserError(
+                f"cannot write --output {output}: {'it is a folder' if path.is_dir() else 'no such folder'}."
+            )
+        with report.written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
+            count = 0
+            for answer in found:
+                file.write(json.dumps(record(answer, settings), ensure_ascii=False) + "\n")
+                file.flush()
+                count += 1
+        report.say(f"{count} answers in {output}")
+        return
+    terminal = sys.stdout.isatty()
+    for number, answer in enumerate(found):
+        if number:
+            print("-" * 40 if terminal else "")
+        if terminal:
+            from rich.console import Console
+            from rich.text import Text
+
+            styled = [(shown(piece), "bold green" if i % 2 else "") for i, piece in enumerate(answer.pieces)]
+            Console().print(Text.assemble(*styled), soft_wrap=True)
+        else:
+            print("".join(answer.pieces), flush=True)
+
+
+def record(answer: Answer, settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "prompt": answer.prompt,
+        "completion": "".join(answer.pieces[1:]) if len(answer.pieces) <= 2 else None,
+        "text": "".join(answer.pieces),
+        "written": answer.pieces[1::2],
+        "tokens": answer.tokens,
+        "finish_reason": answer.finish_reason,
+        "forward_passes": answer.passes,
+        "seed": answer.row.seed,
+        "settings": settings | {"rule_args": dataclasses.asdict(answer.row.rule.settings)},
+    }
+
+
+def flags(argv: list[str]) -> dict[str, str]:
+    """Flags as they were typed, by their own spelling; UserError when two spellings of one say different things."""
+    said: dict[str, str] = {}
+    for word, after in itertools.pairwise([*argv, ""]):
+        name, sign, value = word.partition("=")
+        if name.startswith("--"):
+            said[name[2:].replace("-", "_")] = value if sign else after
+    for other, name in LEGACY.items():
+        if said.get(other) is not None and said.get(name, said[other]) != said[other]:
+            raise UserError(f"--{name} {said[name]} and --{other} {said[other]} mean the same setting; give one.")
+    return said
+
+
+def read(prog: str, about: str, argv: list[str], groups: list[type]) -> tuple[list[Any], Options, dict[str, Any]]:
+    """(the groups, the options, all decoding settings that were given)."""
+    said = flags(argv)
+    for name, why in REFUSED.items():
+        if name in said or f"no_{name}" in said:
+            raise UserError(f"--{name} {why}")
+
+    def of_the_rule() -> dict[str, Any]:
+        from unmask import decoding
+
+        file = next((said[key] for key in ("config", "configs", "config_file") if key in said), None)
+        name = said.get("rule") or (read_yaml(file).get("rule") if file else None) or "reference"
+        return hints(decoding.rule_file(str(name))[1])
+
+    parsed = parse(prog, about, [*groups, Options, RuleArguments], argv, extra=of_the_rule, legacy=LEGACY)
+    *mine, options, rule = parsed.groups
+    settings = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name in parsed.given}
+    settings |= {k: v for k, v in dataclasses.asdict(rule).items() if v is not None} | parsed.more
+    options.check()
+    text = mine[1]
+    if text.batch_size < 1:
+        raise UserError(f"--batch_size is {text.batch_size}; it must be at least 1.")
+    if text.visualize and not sys.stdout.isatty():
+        report.say("--visualize draws on a terminal, and standard output is none.")
+        text.visualize = False
+    return mine, options, settings
+
+
+def encode(loaded: Loaded, text: str) -> list[int]:
+    """Text to ids, with the names of special tokens in it as the letters they are."""
+    return list(loaded.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+
+
+def main(argv: list[str]) -> int:
+    """`unmask sample --model FOLDER -p "text" …`"""
+    about = "Continue prompts with a masked diffusion model."
+    groups = [ReaderArguments, TextArguments, LengthArguments]
+    (reader, arguments, length), options, settings = read("unmask sample", about, argv, groups)
+    new_tokens(length, 0)
+    texts = texts_of(arguments)
+    loaded = load(reader)
+    prompts = [encode(loaded, text) for text in texts]
+    rows: list[list[int | None]] = [[*ids, *[None] * new_tokens(length, len(ids))] for ids in prompts]
+    found = answers(loaded, texts, rows, settings, arguments.batch_size, arguments.visualize)
+    give(found, arguments.output, dataclasses.asdict(length) | dataclasses.asdict(options))
+    return 0
+
+
+def main_infill(argv: list[str]) -> int:
+    """`unmask infill --model FOLDER -p "text {{8}} more text" …`"""
+    about = "Fill gaps: {{8}} in a text is a gap of 8 tokens; there may be several. \\{{8}} is the text itself."
+    (reader, arguments), options, settings = read("unmask infill", about, argv, [ReaderArguments, TextArguments])
+    texts = texts_of(arguments)
+    parts = [parse_gaps(text) for text in texts]
+    for text, pieces in zip(texts, parts, strict=True):
+        if not any(isinstance(piece, int) for piece in pieces):
+            raise UserError(f"no gap in {text[:40]!r}; write {{{{8}}}} where 8 tokens are to be filled in.")
+    loaded = load(reader)
+    rows: list[list[int | None]] = []
+    for pieces in parts:
+        row: list[int | None] = []
+        for piece in pieces:
+            row += [None] * piece if isinstance(piece, int) else encode(loaded, piece)
+        rows.append(row)
+    found = answers(loaded, texts, rows, settings, arguments.batch_size, arguments.visualize)
+    give(found, arguments.output, dataclasses.asdict(options))
+    return 0
