@@ -26,7 +26,6 @@ from unmask.ids import several
 if TYPE_CHECKING:
     from unmask.models import Loaded
 
-# Other spellings: LLaDA's, the tutorial's.
 LEGACY = {"block_length": "block_size", "gen_length": "max_new_tokens", "model_name_or_path": "model"}
 REFUSED = {
     "chat_template": "belongs to `unmask chat`, which is not there yet; put the turns in the prompt.",
@@ -68,7 +67,9 @@ class TextArguments:
 class LengthArguments:
     """Length"""
 
-    max_new_tokens: int | None = option(None, "Tokens to write after each prompt; 128 if left out.")
+    max_new_tokens: int | None = option(
+        None, "Tokens to write after each prompt; 128, or what the model holds, if left out."
+    )
     max_length: int | None = option(None, "Tokens of prompt and answer together, instead of --max_new_tokens.")
 
 
@@ -133,21 +134,19 @@ def json_texts(path: Path, lines: list[str]) -> Iterator[str]:
         yield text
 
 
-def new_tokens(arguments: LengthArguments, prompt: int) -> int:
-    """How many tokens follow a prompt of so many."""
-    if arguments.max_length is not None:
-        if arguments.max_new_tokens not in (None, arguments.max_length - prompt):
-            raise UserError(
-                f"--max_length {arguments.max_length} leaves {arguments.max_length - prompt} tokens after a prompt of "
-                f"{prompt}, and --max_new_tokens is {arguments.max_new_tokens}; give one of them."
-            )
-        new = arguments.max_length - prompt
-        if new < 1:
-            raise UserError(f"--max_length {arguments.max_length} leaves nothing after a prompt of {prompt} tokens.")
-        return new
-    new = 128 if arguments.max_new_tokens is None else arguments.max_new_tokens
+def new_tokens(arguments: LengthArguments, prompt: int, most: int | None) -> int:
+    """How many tokens follow a prompt of so many. most: tokens that the model holds."""
+    asked, whole = arguments.max_new_tokens, arguments.max_length
+    if whole is None:
+        return max(1, min(128, most - prompt if most else 128)) if asked is None else asked
+    new = whole - prompt
+    if asked not in (None, new):
+        raise UserError(
+            f"--max_length {whole} leaves {new} tokens after a prompt of {prompt}, and --max_new_tokens is {asked}; "
+            "give one of them."
+        )
     if new < 1:
-        raise UserError(f"--max_new_tokens is {new}; it must be at least 1.")
+        raise UserError(f"--max_length {whole} leaves nothing after a prompt of {prompt} tokens.")
     return new
 
 
@@ -280,16 +279,12 @@ def give(found: Iterator[Answer], output: str | None, settings: dict[str, Any]) 
     if output:
         path = Path(output)
         if path.is_dir() or not path.absolute().parent.is_dir():
-            raise UserError(
-                f"cannot write --output {output}: {'it is a folder' if path.is_dir() else 'no such folder'}."
-            )
+            why = "it is a folder" if path.is_dir() else "no such folder"
+            raise UserError(f"cannot write --output {output}: {why}.")
         with report.written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
-            count = 0
             for answer in found:
                 file.write(json.dumps(record(answer, settings), ensure_ascii=False) + "\n")
-                file.flush()
-                count += 1
-        report.say(f"{count} answers in {output}")
+        report.say(f"the answers are in {output}")
         return
     terminal = sys.stdout.isatty()
     for number, answer in enumerate(found):
@@ -370,11 +365,14 @@ def main(argv: list[str]) -> int:
     about = "Continue prompts with a masked diffusion model."
     groups = [ReaderArguments, TextArguments, LengthArguments]
     (reader, arguments, length), options, settings = read("unmask sample", about, argv, groups)
-    new_tokens(length, 0)
+    for name, value in dataclasses.asdict(length).items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}; it must be at least 1.")
     texts = texts_of(arguments)
     loaded = load(reader)
+    most = getattr(loaded.model.config, "max_position_embeddings", None)
     prompts = [encode(loaded, text) for text in texts]
-    rows: list[list[int | None]] = [[*ids, *[None] * new_tokens(length, len(ids))] for ids in prompts]
+    rows: list[list[int | None]] = [[*ids, *[None] * new_tokens(length, len(ids), most)] for ids in prompts]
     found = answers(loaded, texts, rows, settings, arguments.batch_size, arguments.visualize)
     give(found, arguments.output, dataclasses.asdict(length) | dataclasses.asdict(options))
     return 0

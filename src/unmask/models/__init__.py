@@ -138,12 +138,15 @@ AFTER_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale", "d
 @contextlib.contextmanager
 def put_in_place_of(head: nn.Module, call: Read) -> Iterator[None]:
     """While inside, the head's forward is call(hidden, the head's own forward): hooks on the head still fire."""
-    own = head.forward
+    own, set_here = head.forward, vars(head).get("forward")  # accelerate's hooks set one on the module itself
     head.forward = lambda hidden: call(hidden, own)
     try:
         yield
     finally:
-        del head.forward  # the class's method shows through again
+        if set_here is None:
+            del head.forward  # the class's method shows through again
+        else:
+            head.forward = set_here
 
 
 def predictor(model: Any, wrapped: nn.Module | None = None) -> Predict:
