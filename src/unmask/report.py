@@ -172,6 +172,8 @@ class Bar:
             console=Console(stderr=True),
             expand=True,
             transient=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         self.task = self.progress.add_task(what, total=total, completed=done, note="")
         self.progress.start()
