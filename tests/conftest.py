@@ -1,6 +1,7 @@
 """What all tests share: no network, one thread a worker, test data, a tiny tokenizer, and a clean working tree after.
 
-Out: fixtures `shared` (the folder of test data beside the project) and `byte_tokenizer` (a vocabulary of 262).
+Out: fixtures `shared` (the folder of test data beside the project), `byte_tokenizer` (a vocabulary of 262), `model` and
+`text` (what `unmask pretrain` needs).
 """
 
 from __future__ import annotations
@@ -127,3 +128,19 @@ def no_settings_leak() -> Iterator[None]:
     yield
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A model folder of about 37k parameters, without weights."""
+    from runs import make_model
+
+    return make_model(tmp_path_factory.mktemp("model") / "tiny", byte_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A jsonl of 60 short documents."""
+    from runs import make_text
+
+    return make_text(tmp_path_factory.mktemp("text") / "text.jsonl")

@@ -8,20 +8,10 @@ import shutil
 import datasets
 import pytest
 import transformers
-from runs import curve, make_model, make_text, pretrain, same_weights, words
+from runs import curve, make_model, pretrain, same_weights, words
 
 from unmask import checkpoint
 from unmask.__main__ import main
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, byte_tokenizer):
-    return make_model(tmp_path_factory.mktemp("model") / "tiny", byte_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return make_text(tmp_path_factory.mktemp("text") / "text.jsonl")
 
 
 @pytest.fixture

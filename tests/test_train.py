@@ -11,20 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import SETTINGS, curve, launch, make_model, make_text, pretrain, run, same_weights, weights, words
+from runs import SETTINGS, curve, launch, pretrain, run, same_weights, weights, words
 
 from unmask.__main__ import main
 from unmask.train import resume_command
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, byte_tokenizer):
-    return make_model(tmp_path_factory.mktemp("model") / "tiny", byte_tokenizer)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return make_text(tmp_path_factory.mktemp("text") / "text.jsonl")
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def overview() -> str:
         lines.append(title)
         lines += [f"  {name:<12}{text}" for name, (_, _, text) in group.items()]
         lines.append("")
-    return "\n".join([*lines, "`unmask COMMAND --help` lists a command's options; `unmask --version` the version."])
+    return "\n".join([*lines, "`unmask COMMAND --help` lists a command's options."])
 
 
 def main(argv: list[str] | None = None) -> int:
