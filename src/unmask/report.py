@@ -154,13 +154,20 @@ def amount(value: float) -> str:
 
 
 class Bar:
-    """How far, how fast, how long still: a rich progress bar on a terminal, silence elsewhere."""
+    """How far, how fast, how long still: a rich progress bar on a terminal, silence elsewhere.
+
+    A bar begun while another is shown (validation in training) speaks in that one's place for remarks.
+    """
+
+    active: Bar | None = None
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
         self.shown = sys.stderr.isatty() and int(os.environ.get("RANK", "0")) == 0
         self.what, self.total, self.started_at, self.began = what, total, done, time.monotonic()
-        if not self.shown:
+        self.outer = Bar.active if self.shown else None
+        if not self.shown or self.outer:
             return
+        Bar.active = self
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
@@ -185,21 +192,28 @@ class Bar:
         return f"{duration((time.monotonic() - self.began) / gone * (self.total - done))} left"
 
     def to(self, done: int, note: str = "") -> None:
-        if self.shown:
+        if self.outer:
+            self.outer.note(f"{self.what} {done}/{self.total}")
+        elif self.shown:
             parts = [part for part in (note, self.left(done)) if part]
             self.progress.update(self.task, completed=done, note=" · ".join(parts))
 
+    def note(self, text: str) -> None:
+        if self.shown:
+            self.progress.update(self.task, note=text)
+
     def line(self, text: str) -> None:
         """A line that stays, above the bar or alone."""
-        if self.shown:
+        if self.shown and not self.outer:
             self.progress.console.print(text, highlight=False, markup=False)
         else:
             say(text)
 
     def close(self) -> None:
-        if self.shown:
+        if self.shown and not self.outer:
             self.progress.stop()
-            self.shown = False
+            Bar.active = None
+        self.shown = False
 
 
 def validation_line(metrics: dict[str, float], bound: str) -> str:
