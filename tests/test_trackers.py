@@ -1,11 +1,12 @@
 """Trackers run without a login, or say what to install."""
 
 import os
+import sys
 
 import pytest
 
 from unmask.config import UserError
-from unmask.trackers import set_up
+from unmask.trackers import set_up, start
 
 
 @pytest.fixture
@@ -49,3 +50,17 @@ def test_a_missing_tracker_prints_its_install_command(installed):
     installed(wandb=False)
     with pytest.raises(UserError, match="pip install wandb"):
         set_up(["wandb"])
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_swanlab_begins_one_run_with_the_users_names(monkeypatch, running):
+    import types
+
+    begun = []
+    fake = types.SimpleNamespace(has_run=lambda: running, init=lambda **how: begun.append(how))
+    monkeypatch.setitem(sys.modules, "swanlab", fake)
+    monkeypatch.setenv("SWANLAB_PROJECT", "mine")
+    monkeypatch.setenv("SWANLAB_MODE", "offline")
+    start(["swanlab"], "a run", resumed=True)
+    wanted = {"mode": "offline", "project": "mine", "name": "a run", "id": None, "resume": "allow"}
+    assert begun == ([] if running else [wanted])

@@ -45,3 +45,24 @@ def swanlab_login() -> bool:
     root = os.environ.get("SWANLAB_ROOT") or os.environ.get("SWANLAB_SAVE_DIR") or Path.home() / ".swanlab"
     saved = Path(".swanlab/.netrc").is_file() or Path(root, ".netrc").is_file()
     return saved or bool(os.environ.get("SWANLAB_API_KEY"))
+
+
+def start(names: list[str], run_name: str | None, resumed: bool) -> None:
+    """Begin a swanlab run; the other trackers begin by themselves.
+
+    The callback of transformers 5.23 begins one if `swanlab.get_run()` is None, but that raises in swanlab 0.10.3 when
+    there is none yet. Project, id and the like stay what the user's SWANLAB_… variables say.
+    """
+    if "swanlab" not in names or int(os.environ.get("RANK", "0")):
+        return
+    import swanlab
+
+    if not swanlab.has_run():
+        resume = os.environ.get("SWANLAB_RESUME") or ("allow" if resumed else None)
+        swanlab.init(
+            mode=os.environ.get("SWANLAB_MODE"),
+            project=os.environ.get("SWANLAB_PROJECT"),
+            name=run_name,
+            id=os.environ.get("SWANLAB_RUN_ID"),
+            resume=resume,
+        )

@@ -285,7 +285,7 @@ def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
 
 def go(run: Run) -> int:
     """Train, validate, save. Returns the exit code: 0, or 130 / 143 when stopped by Ctrl-C / SIGTERM."""
-    from unmask import checkpoint, report
+    from unmask import checkpoint, report, trackers
     from unmask.trainer import Interrupt
 
     trainer, folder = run.trainer, run.folder
@@ -306,6 +306,7 @@ def go(run: Run) -> int:
             f"{run.manifest['identity']['rows_per_step']} rows, on {trainer.args.device.type}."
         )
     trainer.accelerator.wait_for_everyone()
+    trackers.start(trainer.args.report_to, trainer.args.run_name, run.resume is not None)
     try:
         trainer.train(resume_from_checkpoint=str(run.resume) if run.resume else None)
     except OSError as error:
