@@ -60,6 +60,16 @@ def refused(capsys, told, *arguments):
         ({"resume_from_checkpoint": "auto"}, "no checkpoint to go on from"),
         ({"mask_token": "the"}, "the"),
         ({"config": "{tmp}/no.yaml"}, "no config file"),
+        ({"learning_rate": -1}, "--learning_rate is -1.0"),
+        ({"learning_rate": "nan"}, "--learning_rate is nan"),
+        ({"adam_beta2": 2}, "--adam_beta2 is 2.0"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"dataloader_num_workers": -1}, "--dataloader_num_workers is -1"),
+        ({"max_steps": -1, "num_train_epochs": 0}, "--num_train_epochs is 0"),
+        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor has no effect here"),
+        ({"torch_compile": True}, "--torch_compile has no effect here"),
+        ({"push_to_hub": True}, "--push_to_hub has no effect here"),
+        ({"report_to": "comet_ml"}, "pip install comet-ml"),
         ({"family": "lada"}, "no model called 'lada'"),
     ],
     ids=lambda v: ",".join(f"{k}={x}" for k, x in v.items()) if isinstance(v, dict) else None,
@@ -241,6 +251,51 @@ def test_going_on_with_a_finished_run_changes_nothing(finished, model, text, tmp
     shutil.copytree(finished / "checkpoint-final", tmp_path / "before")
     pretrain(model, f"{text}[train:50,test:10]", finished, resume_from_checkpoint="auto", save_steps=3)
     assert same_weights(tmp_path / "before", finished / "checkpoint-final")
+    assert {p.name for p in finished.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-6", "checkpoint-final"}
+
+
+def test_old_checkpoints_go_and_the_final_model_stays(finished, model, text):
+    import os
+
+    for path in finished.glob("checkpoint-*"):
+        os.utime(path, (1, 1))
+    usual = {"max_steps": 12, "save_steps": 2, "lr_scheduler_type": "constant"}
+    spec = f"{text}[train:50,test:10]"
+    pretrain(model, spec, finished, overwrite_output_dir=True, **{**usual, "max_steps": 6})
+    pretrain(model, spec, finished, resume_from_checkpoint="auto", **usual)
+    left = {p.name for p in finished.glob("checkpoint-*")}
+    assert left == {"checkpoint-10", "checkpoint-12", "checkpoint-final"}
+
+
+def test_going_on_from_another_runs_checkpoint_spares_this_folders_run(finished, model, text, tmp_path, capsys):
+    spec = f"{text}[train:50,test:10]"
+    pretrain(model, spec, tmp_path / "other", seed=7)
+    arguments = words(model, spec, tmp_path / "other", resume_from_checkpoint=finished / "checkpoint-3")
+    refused(capsys, "holds a run of its own", *arguments)
+    assert pretrain(model, spec, tmp_path / "new", resume_from_checkpoint=finished / "checkpoint-3", save_steps=3)
+
+
+def test_later_checkpoints_are_not_overwritten_by_going_back(finished, model, text, capsys):
+    arguments = words(model, f"{text}[train:50,test:10]", finished, resume_from_checkpoint=finished / "checkpoint-3")
+    refused(capsys, "checkpoint-6 is later than checkpoint-3", *arguments)
+
+
+def test_a_diverged_run_stops_and_says_so(tmp_path, model, text, capsys):
+    arguments = words(model, f"{text}[train:50,test:10]", tmp_path / "run", learning_rate=1e30, max_grad_norm=0)
+    refused(capsys, "the run has diverged", *arguments)
+    assert not (tmp_path / "run" / "checkpoint-final").exists()
+
+
+@pytest.mark.parametrize("value", ["no", "false", '"no"'])
+def test_a_bare_no_in_yaml_is_the_word(tmp_path, model, text, value):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"eval_strategy: {value}\nsave_strategy: {value}\nreport_to:\nresume_from_checkpoint: false\n")
+    lines = pretrain(
+        model, f"{text}[train:50,test:10]", tmp_path / "run", config=path, eval_steps=None, save_steps=None
+    )
+    assert len([line for line in lines if "eval_loss" in line]) == 1  # there is always one at the end
+    assert not (tmp_path / "run" / "checkpoint-6").exists()
+    assert (tmp_path / "run" / "checkpoint-final").exists()
 
 
 # -- the disk

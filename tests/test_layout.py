@@ -64,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "likelihood": {"config", "noise", "predict"},
     # training
     "trackers": {"config", "report"},
+    "folders": {"config", "report", "checkpoint"},
     "batches": {"config", "noise", "objectives"},  # the objective draws the noise of a row, where batches are made
     "checkpoint": {"config", "ids", "models"},
     "validate": {"config", "noise", "batches", "objectives", "predict"},
@@ -72,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "train": {
         *("config", "report", "noise", "corpus", "encode", "tokens", "tokenizer", "prepare", "models", "objectives"),
-        *("batches", "checkpoint", "validate", "trainer", "trackers"),
+        *("batches", "checkpoint", "validate", "trainer", "trackers", "folders"),
     },
     # commands
     "init": {"config", "report", "ids", "tokenizer", "models"},

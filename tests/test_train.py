@@ -14,7 +14,7 @@ import yaml
 from runs import SETTINGS, curve, launch, pretrain, run, same_weights, weights, words
 
 from unmask.__main__ import main
-from unmask.train import resume_command
+from unmask.folders import resume_command
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_eight_by_one_is_one_by_eight(model, data, tmp_path, rows, micro, settin
 def test_two_processes_are_one_over_an_epochs_end_too(model, text, tmp_path):
     """37 rows and 8 in a step: the last step of each epoch has 5, which two processes cannot share evenly."""
     data = f"{text}[train:13,test:9]"
-    shape = {"max_steps": None, "num_train_epochs": 3, "eval_strategy": "epoch"}
+    shape = {"max_steps": None, "num_train_epochs": 3, "eval_strategy": "epoch", "save_steps": 8}
     one = pretrain(model, data, tmp_path / "one", per_device_train_batch_size=2, gradient_accumulation_steps=4, **shape)
     rows = json.loads((tmp_path / "one" / "run.json").read_text())["identity"]["rows_per_step"]
     assert rows == 8
@@ -271,7 +271,12 @@ def test_ctrl_c_saves_and_says_how_to_go_on(model, data, tmp_path):
     [
         ("--a 'x y'", "--a 'x y' --resume_from_checkpoint auto"),
         ("--overwrite_output_dir --a 1", "--a 1 --resume_from_checkpoint auto"),
-        ("--overwrite_output_dir true --a 1", "--a 1 --resume_from_checkpoint auto"),
+        ("--overwrite_output_dir True --a 1", "--a 1 --resume_from_checkpoint auto"),
+        (
+            "--a 'my run --overwrite_output_dir true'",
+            "--a 'my run --overwrite_output_dir true' --resume_from_checkpoint auto",
+        ),
+        ("--resume_from_checkpoint run/checkpoint-6 --a 1", "--a 1 --resume_from_checkpoint auto"),
         ("--a 1 --overwrite-output-dir=True", "--a 1 --resume_from_checkpoint auto"),
         ("--a 1 --resume_from_checkpoint auto", "--a 1 --resume_from_checkpoint auto"),
     ],

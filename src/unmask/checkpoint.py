@@ -40,9 +40,11 @@ def fault(checkpoint: Path) -> str | None:
     if not (checkpoint / STATE).is_file():
         return f"it has no {STATE}"
     try:
-        json.loads((checkpoint / STATE).read_text())
+        state = json.loads((checkpoint / STATE).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):
         return f"its {STATE} is cut short"
+    if not {"global_step", "max_steps", "log_history"} <= state.keys():
+        return f"its {STATE} is not one of the Trainer's"
     shards = sorted(checkpoint.glob("*.safetensors"))
     if not shards and not any(checkpoint.glob("pytorch_model*")) and not (checkpoint / "pytorch_model_fsdp_0").exists():
         return "it has no weights"
@@ -53,10 +55,19 @@ def fault(checkpoint: Path) -> str | None:
     sharded = any(checkpoint.glob("global_step*")) or any(checkpoint.glob("optimizer_*"))
     if not (checkpoint / OPTIMIZER).is_file() and not sharded:
         return "it was saved with save_only_model, without the optimiser"
-    for name in (OPTIMIZER, "scheduler.pt"):
-        if (checkpoint / name).is_file() and not zipfile.is_zipfile(checkpoint / name):  # torch.save writes zip files
-            return f"its {name} is cut short"
+    if not sharded and not (checkpoint / "scheduler.pt").is_file():
+        return "it has no scheduler.pt"
+    for path in (checkpoint / OPTIMIZER, checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")):
+        if path.is_file() and not zipfile.is_zipfile(path):  # torch.save writes zip files
+            return f"its {path.name} is cut short"
     return None
+
+
+def keep(run: Path, limit: int, best: str | None) -> None:
+    """Delete the oldest numbered checkpoints of a run beyond `limit`, never the best one."""
+    for old in numbered(run)[limit:]:
+        if best is None or old.resolve() != Path(best).resolve():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def truncated(shard: Path) -> str | None:

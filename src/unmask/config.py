@@ -326,6 +326,8 @@ def parse(
         for field in dataclasses.fields(group):
             if field.name in values:
                 value, where = values[field.name]
+                if value is None and type(None) not in typing.get_args(kinds[field.name]):
+                    continue  # `key:` with nothing behind it, in YAML: the default
                 try:
                     mine[field.name] = cast(value, kinds[field.name], field.name)
                 except UserError as error:

@@ -31,7 +31,7 @@ class QuickstartArguments:
     """Quickstart"""
 
     output_dir: str = option("output/quickstart", "Folder for everything that is made; made anew each time.")
-    steps: int = option(1800, "Optimiser steps: fewer is quicker and worse.")
+    steps: int = option(1600, "Optimiser steps: fewer is quicker and worse.")
     vocab_size: int = option(
         268, "Size of the tokenizer's vocabulary: little more than the 256 bytes, so that minutes are enough."
     )

@@ -15,18 +15,24 @@ from unmask.config import UserError, nearest
 
 def set_up(names: list[str]) -> list[str]:
     """Trackers by name, checked: a missing one prints its install command, none ever asks for a login."""
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
 
     names = [name for given in names for name in given.split(",") if name]
+    if "all" in names:
+        names = get_available_reporting_integrations()
     for name in names:
-        if name in ("none", "all"):
+        if name == "none":
             continue
         if name not in INTEGRATION_TO_CALLBACK:
             known = [*INTEGRATION_TO_CALLBACK, "none"]
             raise UserError(f"no tracker called {name!r}; there are {', '.join(sorted(known))}.{nearest(name, known)}")
-        module = {"clearml": "clearml", "dvclive": "dvclive", "azure_ml": "azureml"}.get(name, name)
-        if importlib.util.find_spec(module) is None and name not in ("codecarbon", "comet_ml", "flyte"):
-            raise UserError(f"--report_to {name}: {name} is not installed; type `pip install {name}`.")
+        module = {"azure_ml": "azureml", "flyte": "flytekit"}.get(name, name)
+        if importlib.util.find_spec(module) is None:
+            package = {"azureml": "azureml-core"}.get(module, module.replace("_", "-"))
+            raise UserError(f"--report_to {name}: {module} is not installed; type `pip install {package}`.")
     if "swanlab" in names and not swanlab_login() and "SWANLAB_MODE" not in os.environ:
         # swanlab 0.10 asks for a key at init unless told otherwise before; its local mode needs an extra, offline none.
         board = importlib.util.find_spec("swanboard") is not None

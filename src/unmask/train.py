@@ -7,16 +7,15 @@ Out: a run's folder: checkpoint-N, checkpoint-final, metrics.jsonl, loss.png, ru
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
+import math
 import shlex
-import shutil
 import signal
 import sys
 import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unmask import folders
 from unmask.config import DataArguments, ModelArguments, Parsed, TrainingArguments, UserError, named, parse
 
 if TYPE_CHECKING:
@@ -28,6 +27,18 @@ if TYPE_CHECKING:
 OURS = {"objective", "objective_args", "overwrite_output_dir", "warmup_ratio", "group_by_length", "eval_draws"}
 # Keys of transformers 4 that 5 removed or renamed, as the tutorial's users may still write them.
 LEGACY = {"evaluation_strategy": "eval_strategy", "no_cuda": "use_cpu", "use_mps_device": "use_mps_device"}
+# Fields of `transformers.TrainingArguments` that would be accepted and do nothing, or break what is promised.
+REFUSED = {
+    "auto_find_batch_size": "it would change the rows of a step; set --per_device_train_batch_size",
+    "data_seed": "order and noise follow --seed",
+    "dataloader_drop_last": "no row is dropped at an epoch's end",
+    "include_num_input_tokens_seen": "metrics.jsonl counts the tokens already",
+    "label_smoothing_factor": "the objective makes the loss; write one that smooths",
+    "push_to_hub": "nothing is sent anywhere; upload checkpoint-final with the hub's own client",
+    "torch_compile": "the head is read inside the forward pass, which would compile anew at each step",
+    "train_sampling_strategy": "rows have an order of their own; see --group_by_length and --shuffle",
+    "use_liger_kernel": "it would replace the head that the loss reads",
+}
 STEP_KEYS = {"eval_steps": "validation", "save_steps": "checkpoint", "logging_steps": "line of metrics"}
 
 
@@ -78,7 +89,13 @@ def to_transformers(
     values.setdefault("use_cpu", not torch.accelerator.is_available())
     if more.get("fp16") and "bf16" not in given:
         values["bf16"] = False
+    for key, why in REFUSED.items():
+        if more.get(key) not in (None, False, "no", 0, 0.0, "random"):
+            raise UserError(f"--{key} has no effect here: {why}.")
+    for key in ("eval_strategy", "save_strategy"):
+        values[key] = "no" if str(values[key]).lower() == "false" else values[key]  # YAML reads a bare `no` as false
     values |= {"remove_unused_columns": False, "disable_tqdm": True}
+    values.setdefault("logging_nan_inf_filter", False)  # it would show a diverged run's loss as 0
     values.setdefault("ddp_find_unused_parameters", False)  # every parameter has its share in every loss
     for key, least in (
         ("per_device_train_batch_size", 1),
@@ -89,6 +106,17 @@ def to_transformers(
     ):
         if values[key] < least:
             raise UserError(f"--{key} is {values[key]}; it must be at least {least}.")
+    for key in ("learning_rate", "weight_decay"):
+        if not (math.isfinite(values[key]) and values[key] >= 0):
+            raise UserError(f"--{key} is {values[key]}; it must be a number of at least 0.")
+    for key in ("adam_beta1", "adam_beta2"):
+        if not 0 <= values.get(key, 0.9) < 1:
+            raise UserError(f"--{key} is {values[key]}; it must be at least 0 and below 1.")
+    for key in ("seed", "dataloader_num_workers"):
+        if values.get(key, 0) < 0:
+            raise UserError(f"--{key} is {values[key]}; it must be at least 0.")
+    if training.max_steps == -1 and values["num_train_epochs"] <= 0:
+        raise UserError(f"--num_train_epochs is {values['num_train_epochs']}; it must be above 0.")
     if training.max_steps == 0 or training.max_steps < -1:
         raise UserError(
             f"--max_steps is {training.max_steps}; it must be at least 1, or -1 to go by --num_train_epochs."
@@ -130,58 +158,6 @@ def warnings_before(args: Any, steps: int) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The run's folder
-
-
-def check_folder(folder: Path, resume: str | None, overwrite: bool, command: str) -> None:
-    """UserError when the folder holds a run and the user did not say what to do with it."""
-    from unmask import checkpoint, report
-
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder} is a file; name a folder.")
-    if resume and overwrite:
-        raise UserError("--resume_from_checkpoint and --overwrite_output_dir contradict each other; keep one.")
-    holds = (folder / report.MANIFEST).exists() or checkpoint.numbered(folder) or (folder / checkpoint.FINAL).exists()
-    if holds and not resume and not overwrite:
-        raise UserError(
-            f"{folder} already holds a run; type --resume_from_checkpoint auto to go on with it, or "
-            "--overwrite_output_dir to delete it and start anew."
-        )
-    parent = folder if folder.exists() else next(p for p in folder.absolute().parents if p.exists())
-    if not os.access(parent, os.W_OK):
-        raise UserError(f"cannot write to {parent}; name another --output_dir.")
-
-
-def clear(folder: Path) -> None:
-    """Delete what a run left in its folder, and nothing else."""
-    from unmask import checkpoint, report
-
-    for path in [*checkpoint.numbered(folder), folder / checkpoint.FINAL]:
-        shutil.rmtree(path, ignore_errors=True)
-    for name in (report.METRICS, report.CURVE, report.MANIFEST):
-        (folder / name).unlink(missing_ok=True)
-
-
-def check_same_run(folder: Path, manifest: dict[str, Any]) -> None:
-    """UserError when the folder's run differs from this one in what makes its curve."""
-    import json
-
-    from unmask import report
-
-    path = folder / report.MANIFEST
-    if not path.is_file():
-        return
-    before = json.loads(path.read_text(encoding="utf-8")).get("identity", {})
-    now = manifest["identity"]
-    other = [f"{key} {before.get(key)!r} there, {now[key]!r} here" for key in now if before.get(key) != now[key]]
-    if other:
-        raise UserError(
-            f"{folder} belongs to another run: {'; '.join(other)}. Give the same settings to go on with it, or another "
-            "--output_dir."
-        )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Pretraining
 
 
@@ -200,9 +176,11 @@ def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
         raise UserError(f"--max_length is {data.max_length}; it must be at least 1.")
     if training.eval_draws < 1:
         raise UserError(f"--eval_draws is {training.eval_draws}; it must be at least 1.")
+    if str(training.resume_from_checkpoint).lower() in ("false", "no"):
+        training.resume_from_checkpoint = None
     folder = Path(training.output_dir)
     command = shlex.join(["unmask", "pretrain", *argv])
-    check_folder(folder, training.resume_from_checkpoint, training.overwrite_output_dir, command)
+    folders.check_folder(folder, training.resume_from_checkpoint, training.overwrite_output_dir)
 
     import datasets
     from accelerate import PartialState
@@ -215,6 +193,7 @@ def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
     if training.resume_from_checkpoint:
         resume, remarks = checkpoint.to_resume(folder, training.resume_from_checkpoint)
         report.say(*remarks)
+        folders.check_branch(folder, resume)
     training.report_to = trackers.set_up(training.report_to)
     args = to_transformers(training, parsed.more, parsed.given)
     args.output_dir = str(folder)
@@ -250,6 +229,8 @@ def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
             "random_length_ratio": data.random_length_ratio,
             "shuffle": data.shuffle,
             "group_by_length": training.group_by_length,
+            **{key: getattr(args, key) for key in ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2")},
+            "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
         },
         "parameters": model.num_parameters(),
         "fresh_weights": loaded.fresh,
@@ -263,7 +244,7 @@ def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
         "versions": report.versions(),
     }
     if resume is not None:
-        check_same_run(resume.parent, manifest)
+        folders.check_same_run(resume.parent, manifest)
         checkpoint.fits(resume, model)
     # Last, since the Trainer makes the folder.
     trainer = Trainer(
@@ -293,7 +274,7 @@ def go(run: Run) -> int:
     steps = planned_steps(trainer)
     if first:
         if run.resume is None:
-            clear(folder)
+            folders.clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
         report.write_json(folder / report.MANIFEST, run.manifest)
         if run.resume is not None:
@@ -308,7 +289,11 @@ def go(run: Run) -> int:
     trainer.accelerator.wait_for_everyone()
     trackers.start(trainer.args.report_to, trainer.args.run_name, run.resume is not None)
     try:
-        trainer.train(resume_from_checkpoint=str(run.resume) if run.resume else None)
+        if run.resume is not None and checkpoint.step_of(run.resume) >= steps:
+            report.say(f"{run.resume.name} is the end of the run already.")
+            trainer.take(run.resume)
+        else:
+            trainer.train(resume_from_checkpoint=str(run.resume) if run.resume else None)
     except OSError as error:
         if checkpoint.disk_full(error):
             raise UserError(
@@ -320,9 +305,11 @@ def go(run: Run) -> int:
             raise UserError(str(error)) from None
         raise
     stop = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Interrupt))
-    if stop.caught is not None:
+    if stop.caught is not None and trainer.state.global_step < steps:
         if first:
-            report.say(f"stopped at step {trainer.state.global_step}. To go on:\n  {resume_command(run.command)}")
+            overwrites = run.manifest["settings"]["training"]["overwrite_output_dir"]
+            again = folders.resume_command(run.command, overwrites)
+            report.say(f"stopped at step {trainer.state.global_step}. To go on:\n  {again}")
         return 128 + stop.caught if stop.caught in (signal.SIGINT, signal.SIGTERM) else 1
     if not any("eval_loss" in line and line["step"] == trainer.state.global_step for line in trainer.state.log_history):
         trainer.evaluate()
@@ -340,14 +327,6 @@ def planned_steps(trainer: Trainer) -> int:
         return trainer.args.max_steps
     each = -(-len(trainer.get_train_dataloader()) // trainer.args.gradient_accumulation_steps)
     return int(-(-trainer.args.num_train_epochs * each // 1))
-
-
-def resume_command(command: str) -> str:
-    """The command that goes on with a run, from the one that began it."""
-    words = shlex.split(re.sub(r"--overwrite[_-]output[_-]dir(=\S+| true)?( |$)", "", command))
-    if "--resume_from_checkpoint" not in words:
-        words += ["--resume_from_checkpoint", "auto"]
-    return shlex.join(words)
 
 
 def main(argv: list[str]) -> int:

@@ -8,10 +8,11 @@ not: its order of rows and its sharding (`batches.py` says why), its loss, its v
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from unmask import checkpoint, ids, models, report, validate
 from unmask.batches import VALIDATION, Collate, Loader, Places, Seated, Split, Stream, Ticket, shares
+from unmask.config import UserError
 from unmask.objectives import Objective
 
 
@@ -98,11 +100,15 @@ class Trainer(transformers.Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """The divisor of the whole optimiser step: the objective's count over all micro-batches and processes."""
         counts = [[float(self.objective.count(b)), float(b["supervised"].sum())] for b in batch_samples]
-        total = torch.tensor(counts or [[0.0, 0.0]], dtype=torch.float64).sum(0)
+        total = torch.tensor([*counts, [0.0, 0.0]], dtype=torch.float64).sum(0)
+        stop = next((c for c in self.callback_handler.callbacks if isinstance(c, Interrupt)), None)
+        total = torch.cat([total, torch.tensor([float(stop is not None and stop.caught is not None)]).double()])
         if self.args.world_size > 1:
             mps = device.type == "mps"  # which has no float64
             total = self.accelerator.gather(total.to(device, torch.float32 if mps else torch.float64)[None]).sum(0)
         self.state.num_input_tokens_seen += int(total[1])
+        if stop is not None and total[2] > 0:  # all processes stop after this step, whichever was told
+            stop.agreed = True
         return total[0].clamp(min=1).to(device, torch.float32)
 
     # -- loss
@@ -160,13 +166,22 @@ class Trainer(transformers.Trainer):
     # -- checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with checkpoint.all_or_nothing(folder):
-            super()._save_checkpoint(model, trial)
+        run, limit = Path(self.args.output_dir), self.args.save_total_limit
+        folder = run / f"checkpoint-{self.state.global_step}"
+        # The Trainer (transformers 5.23) deletes by age, checkpoint-final too; here the largest numbers stay.
+        self.args.save_total_limit = None
+        try:
+            with checkpoint.all_or_nothing(folder) if self.args.should_save else nullcontext():
+                super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        if limit and self.args.should_save:
+            checkpoint.keep(run, limit, self.state.best_model_checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        ids.portable(Path(output_dir or self.args.output_dir))
+        if self.args.should_save:
+            ids.portable(Path(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # The Trainer of transformers 5.23 reads the file's tensors without the renamings by which they were saved, and
@@ -183,6 +198,12 @@ class Trainer(transformers.Trainer):
             models.put_weights(self.model, best)  # for the same reason
         else:
             super()._load_best_model()
+
+    def take(self, folder: Path) -> None:
+        """Become what a checkpoint holds, without training on."""
+        models.put_weights(self.model, folder)
+        self.model.to(self.args.device)
+        self.state = transformers.TrainerState.load_from_json(str(folder / checkpoint.STATE))
 
     def save_final(self, folder: Path) -> None:
         """The trained model as a folder of its own, without the optimiser."""
@@ -213,6 +234,7 @@ class Journal(transformers.TrainerCallback):
         self.loss = ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)  # a resumed state brings its old intervals
         self.seen, self.began = state.num_input_tokens_seen, time.monotonic()
         if state.is_world_process_zero:
             self.bar = report.Bar("training", state.max_steps, state.global_step)
@@ -226,7 +248,15 @@ class Journal(transformers.TrainerCallback):
             self.bar.to(state.global_step, " · ".join(filter(None, (self.loss, speed))))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not logs or "train_runtime" in logs:
+        if not logs or "train_loss" in logs:
+            return
+        if not math.isfinite(logs.get("loss", 0.0)):
+            saved = checkpoint.numbered(self.folder)
+            raise UserError(
+                f"the loss is {logs['loss']} at step {state.global_step}: the run has diverged. Lower --learning_rate "
+                f"or --max_grad_norm; the last checkpoint is {saved[0].name if saved else 'none'}."
+            )
+        if not state.is_world_process_zero:
             return
         if "loss" in logs:
             self.loss = f"loss {logs['loss']:.3f}"
@@ -260,6 +290,8 @@ class Interrupt(transformers.TrainerCallback):
 
     def __init__(self) -> None:
         self.caught: int | None = None
+        self.agreed = False
+        self.at = 0.0
         self.before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -271,13 +303,17 @@ class Interrupt(transformers.TrainerCallback):
 
     def _catch(self, number: int, frame: Any) -> None:
         if self.caught is not None:
-            self.restore()
-            raise KeyboardInterrupt
-        self.caught = number
+            # launchers send a second signal by themselves, of another kind or at once: only a later Ctrl-C is meant
+            if number == signal.SIGINT and time.monotonic() - self.at > 2:
+                self.restore()
+                raise KeyboardInterrupt
+            return
+        self.caught, self.at = number, time.monotonic()
         report.say("\nstopping after this step; a checkpoint will be saved (once more to stop at once).")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.caught is not None:
+        if self.agreed or (self.caught is not None and args.world_size == 1):
+            args.save_only_model = False  # else there would be nothing to go on from
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 

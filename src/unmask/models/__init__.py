@@ -89,7 +89,7 @@ class Predictor:
 
     def __init__(self, model: PreTrainedModel, wrapped: nn.Module | None = None) -> None:
         config = model.config
-        self.model, self.wrapped = model, wrapped or model
+        self.model, self.wrapped = model, model if wrapped is None else wrapped
         self.mask_id: int = config.mask_token_id
         self.eos_id: int | list[int] | None = config.eos_token_id
         self.vocab_size: int = config.vocab_size
