@@ -72,6 +72,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "CALL", 200)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cores")
 def test_rows_do_not_depend_on_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"{line} {i} {MASK}" for i, line in zip(range(200), itertools.cycle(LINES), strict=False)]
@@ -92,13 +93,21 @@ def test_few_rows_are_not_worth_a_process(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(tokens.group(data(numbered(100)), TOKENIZER, max_length=10, num_proc=8, disable_caching=True)) > 10
 
 
+# Forking hung once in two whole runs under xdist, where torch's threads are alive in the parent: so it is done alone.
+@pytest.mark.slow
 @pytest.mark.usefixtures("cores")
 def test_a_row_that_is_not_text_is_named_by_its_number_in_every_process() -> None:
     texts: list[Any] = numbered(500)
     texts[437] = None
-    for number in (1, 4):
-        with pytest.raises(UserError, match="row 437: 'text' is null, not text"):
-            tokens.group(data(texts), TOKENIZER, max_length=10, num_proc=number, disable_caching=True)
+    with pytest.raises(UserError, match="row 437: 'text' is null, not text"):
+        tokens.group(data(texts), TOKENIZER, max_length=10, num_proc=4, disable_caching=True)
+
+
+def test_a_row_that_is_not_text_is_named_by_its_number() -> None:
+    texts: list[Any] = numbered(500)
+    texts[437] = None
+    with pytest.raises(UserError, match="row 437: 'text' is null, not text"):
+        tokens.group(data(texts), TOKENIZER, max_length=10, num_proc=1, disable_caching=True)
     with pytest.raises(UserError, match="row 437: 'text' is null, not text"):
         list(tokens.group(data(texts).to_iterable_dataset(), TOKENIZER, max_length=10))
     with pytest.raises(UserError, match="row 0: 'n' is 0, not text"):
