@@ -16,14 +16,17 @@ from unmask import checkpoint, report
 from unmask.config import UserError
 
 
+def holds_run(folder: Path) -> bool:
+    return any(p.exists() for p in (folder / report.MANIFEST, folder / checkpoint.FINAL, *checkpoint.numbered(folder)))
+
+
 def check_folder(folder: Path, resume: str | None, overwrite: bool) -> None:
     """UserError when the folder holds a run and the user did not say what to do with it."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder} is a file; name a folder.")
     if resume and overwrite:
         raise UserError("--resume_from_checkpoint and --overwrite_output_dir contradict each other; keep one.")
-    holds = (folder / report.MANIFEST).exists() or checkpoint.numbered(folder) or (folder / checkpoint.FINAL).exists()
-    if holds and not resume and not overwrite:
+    if holds_run(folder) and not resume and not overwrite:
         raise UserError(
             f"{folder} already holds a run; type --resume_from_checkpoint auto to go on with it, or "
             "--overwrite_output_dir to delete it and start anew."
@@ -44,7 +47,7 @@ def clear(folder: Path) -> None:
 def check_branch(folder: Path, resume: Path) -> None:
     """UserError when going on from a checkpoint would overwrite another run, or later steps of this one."""
     if resume.parent.resolve() != folder.resolve():
-        if (folder / report.MANIFEST).exists() or checkpoint.numbered(folder):
+        if holds_run(folder):
             raise UserError(f"{folder} holds a run of its own, and {resume} is another's; name a new --output_dir.")
         return
     later = [p for p in checkpoint.numbered(folder) if checkpoint.step_of(p) > checkpoint.step_of(resume)]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Keys of ours that `transformers.TrainingArguments` does not know.
 OURS = {"objective", "objective_args", "overwrite_output_dir", "warmup_ratio", "group_by_length", "eval_draws"}
 # Keys of transformers 4 that 5 removed or renamed, as the tutorial's users may still write them.
-LEGACY = {"evaluation_strategy": "eval_strategy", "no_cuda": "use_cpu", "use_mps_device": "use_mps_device"}
+LEGACY = {"evaluation_strategy": "eval_strategy", "no_cuda": "use_cpu"}
 # Fields of `transformers.TrainingArguments` that would be accepted and do nothing, or break what is promised.
 REFUSED = {
     "auto_find_batch_size": "it would change the rows of a step; set --per_device_train_batch_size",
@@ -39,6 +39,9 @@ REFUSED = {
     "train_sampling_strategy": "rows have an order of their own; see --group_by_length and --shuffle",
     "use_liger_kernel": "it would replace the head that the loss reads",
 }
+LEAST = dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1)
+LEAST |= dict.fromkeys(("num_train_epochs", "warmup_steps", "learning_rate", "weight_decay"), 0)
+LEAST |= dict.fromkeys(("seed", "dataloader_num_workers"), 0)
 STEP_KEYS = {"eval_steps": "validation", "save_steps": "checkpoint", "logging_steps": "line of metrics"}
 
 
@@ -97,24 +100,12 @@ def to_transformers(
     values |= {"remove_unused_columns": False, "disable_tqdm": True}
     values.setdefault("logging_nan_inf_filter", False)  # it would show a diverged run's loss as 0
     values.setdefault("ddp_find_unused_parameters", False)  # every parameter has its share in every loss
-    for key, least in (
-        ("per_device_train_batch_size", 1),
-        ("per_device_eval_batch_size", 1),
-        ("gradient_accumulation_steps", 1),
-        ("num_train_epochs", 0),
-        ("warmup_steps", 0),
-    ):
-        if values[key] < least:
+    for key, least in LEAST.items():
+        if not least <= values.get(key, least) < math.inf:  # NaN is not, either
             raise UserError(f"--{key} is {values[key]}; it must be at least {least}.")
-    for key in ("learning_rate", "weight_decay"):
-        if not (math.isfinite(values[key]) and values[key] >= 0):
-            raise UserError(f"--{key} is {values[key]}; it must be a number of at least 0.")
     for key in ("adam_beta1", "adam_beta2"):
         if not 0 <= values.get(key, 0.9) < 1:
             raise UserError(f"--{key} is {values[key]}; it must be at least 0 and below 1.")
-    for key in ("seed", "dataloader_num_workers"):
-        if values.get(key, 0) < 0:
-            raise UserError(f"--{key} is {values[key]}; it must be at least 0.")
     if training.max_steps == -1 and values["num_train_epochs"] <= 0:
         raise UserError(f"--num_train_epochs is {values['num_train_epochs']}; it must be above 0.")
     if training.max_steps == 0 or training.max_steps < -1:
@@ -267,11 +258,10 @@ def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
 def go(run: Run) -> int:
     """Train, validate, save. Returns the exit code: 0, or 130 / 143 when stopped by Ctrl-C / SIGTERM."""
     from unmask import checkpoint, report, trackers
-    from unmask.trainer import Interrupt
 
     trainer, folder = run.trainer, run.folder
     first = trainer.is_world_process_zero()
-    steps = planned_steps(trainer)
+    *_, steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
     if first:
         if run.resume is None:
             folders.clear(folder)
@@ -304,8 +294,8 @@ def go(run: Run) -> int:
         if "lr_scheduler" in str(error):
             raise UserError(str(error)) from None
         raise
-    stop = next(c for c in trainer.callback_handler.callbacks if isinstance(c, Interrupt))
-    if stop.caught is not None and trainer.state.global_step < steps:
+    stop = trainer.interrupt
+    if stop is not None and stop.caught is not None and trainer.state.global_step < steps:
         if first:
             overwrites = run.manifest["settings"]["training"]["overwrite_output_dir"]
             again = folders.resume_command(run.command, overwrites)
@@ -319,14 +309,6 @@ def go(run: Run) -> int:
         left = [("model", final), ("curve", folder / report.CURVE), ("metrics", folder / report.METRICS)]
         report.say(*(f"{what}: {path}" for what, path in left if path.exists()))
     return 0
-
-
-def planned_steps(trainer: Trainer) -> int:
-    """Optimiser steps of the whole run."""
-    if trainer.args.max_steps > 0:
-        return trainer.args.max_steps
-    each = -(-len(trainer.get_train_dataloader()) // trainer.args.gradient_accumulation_steps)
-    return int(-(-trainer.args.num_train_epochs * each // 1))
 
 
 def main(argv: list[str]) -> int:

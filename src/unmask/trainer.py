@@ -79,6 +79,20 @@ class Trainer(transformers.Trainer):
         # compute_loss divides by the whole step's count, so the Trainer must not divide by the accumulation again.
         self.loss_is_scaled_for_ga = True
 
+    @property
+    def interrupt(self) -> Interrupt | None:
+        """What catches Ctrl-C, if it is among the callbacks."""
+        return next((c for c in self.callback_handler.callbacks if isinstance(c, Interrupt)), None)
+
+    @property
+    def _reads_its_own_weights(self) -> bool:
+        """Whether checkpoints are read by `models.put_weights`.
+
+        The Trainer of transformers 5.23 reads tensors without the renamings by which they were saved, and passes
+        over names it does not know: a LLaDA would go on from its fresh weights without a word.
+        """
+        return isinstance(self.model, transformers.PreTrainedModel) and not self.is_fsdp_enabled
+
     # -- batches
 
     def get_train_dataloader(self) -> Loader:
@@ -101,7 +115,7 @@ class Trainer(transformers.Trainer):
         """The divisor of the whole optimiser step: the objective's count over all micro-batches and processes."""
         counts = [[float(self.objective.count(b)), float(b["supervised"].sum())] for b in batch_samples]
         total = torch.tensor([*counts, [0.0, 0.0]], dtype=torch.float64).sum(0)
-        stop = next((c for c in self.callback_handler.callbacks if isinstance(c, Interrupt)), None)
+        stop = self.interrupt
         total = torch.cat([total, torch.tensor([float(stop is not None and stop.caught is not None)]).double()])
         if self.args.world_size > 1:
             mps = device.type == "mps"  # which has no float64
@@ -184,18 +198,15 @@ class Trainer(transformers.Trainer):
             ids.portable(Path(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # The Trainer of transformers 5.23 reads the file's tensors without the renamings by which they were saved, and
-        # passes over names it does not know: a LLaDA would go on from its fresh weights without a word.
-        plain = isinstance(self.model, transformers.PreTrainedModel) and not self.is_fsdp_enabled
-        if model is None and plain:
+        if model is None and self._reads_its_own_weights:
             models.put_weights(self.model, resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
-        if best and isinstance(self.model, transformers.PreTrainedModel) and not self.is_fsdp_enabled:
-            models.put_weights(self.model, best)  # for the same reason
+        if best and self._reads_its_own_weights:
+            models.put_weights(self.model, best)
         else:
             super()._load_best_model()
 
@@ -268,8 +279,7 @@ class Journal(transformers.TrainerCallback):
         }
         if "loss" in logs:
             line["tokens_per_second"] = round(self._speed(state), 1)
-        with (self.folder / report.METRICS).open("a", encoding="utf-8") as file:
-            file.write(report.json.dumps(line) + "\n")
+        report.add_metrics(self.folder, line)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         if not state.is_world_process_zero:
