@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from unmask.config import UserError
-from unmask.encode import CALL, Encoder, Ids, end_of_text
+from unmask.encode import CALL, Encode, Encoder, Ids, end_of_text, in_processes
 from unmask.encode import token_bytes as token_bytes
 from unmask.encode import tokenizer_fingerprint as tokenizer_fingerprint
 
@@ -167,28 +167,27 @@ def _tokenised(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = int(min(most, cores, len(rows) // batch, 1 + size / WORTH_A_PROCESS))
     if workers <= (1 if encoder.backend is None else 2):
-        # The threads of `tokenizers` do it, which are off in forked processes: two of these took 7.7 s where two
-        # threads took 6.0 s (20 MB of text, 2 cores).
-        workers = 0
-    return rows.with_format("arrow").map(
-        _documents,
-        batched=True,
-        batch_size=batch,
-        writer_batch_size=batch,
-        with_indices=True,
-        remove_columns=rows.column_names,
-        features=FEATURES,
-        fn_kwargs={"encoder": encoder, "text_field": text_field},
-        num_proc=workers or None,
-        new_fingerprint=name,
-        cache_file_name=str(folder / f"documents-{name}.arrow"),
-        load_from_cache_file=cached,
-        desc=desc,
-    )
+        # The threads of `tokenizers` do it: two processes took 7.7 s where two threads took 6.0 s (20 MB of text).
+        workers = 1
+    with in_processes(encoder, workers) as encode:
+        return rows.with_format("arrow").map(
+            _documents,
+            batched=True,
+            batch_size=batch * workers,
+            writer_batch_size=batch,
+            with_indices=True,
+            remove_columns=rows.column_names,
+            features=FEATURES,
+            fn_kwargs={"encode": encode, "text_field": text_field},
+            new_fingerprint=name,
+            cache_file_name=str(folder / f"documents-{name}.arrow"),
+            load_from_cache_file=cached,
+            desc=desc,
+        )
 
 
-def _documents(table: pa.Table, indices: list[int], encoder: Encoder, text_field: str) -> pa.Table:
-    ids = encoder(_checked(table[text_field].to_pylist(), indices[0], text_field))
+def _documents(table: pa.Table, indices: list[int], encode: Encode, text_field: str) -> pa.Table:
+    ids = encode(_checked(table[text_field].to_pylist(), indices[0], text_field))
     ends = np.cumsum([0, *map(len, ids)], dtype=np.int64)
     if ends[-1] > np.iinfo(np.int32).max:
         raise UserError(
