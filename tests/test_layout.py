@@ -55,8 +55,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "models",
     },  # `models` loads the tokenizer
     # the network, what it learns, how it is read: three that never know one another, so that each can be exchanged
-    "models": {"config", "predict", "ids"},
-    "models/__init__": {"config", "predict", "ids", "decoding"},  # `model.generate` hands itself to the loop
+    "predictor": {"predict"},  # the one way through a network of `transformers`
+    "models": {"config", "predict", "predictor", "ids"},
+    "models/__init__": {"config", "predict", "predictor", "ids", "decoding"},  # `model.generate`
     "objectives": {"config", "noise", "predict"},
     "canvas": {"config", "noise"},
     "signals": {"config", "predict", "canvas"},

@@ -11,23 +11,22 @@ taken by `bidirectional.py`.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
 import pkgutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unmask import ids
 from unmask.config import ModelArguments, UserError, named, nearest
-from unmask.predict import Head, Predict, Read
+from unmask.predictor import Predictor as Predictor
+from unmask.predictor import predictor as predictor
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -74,84 +73,6 @@ class Diffusion:
         from unmask import decoding
 
         return decoding.generate(predictor(self), input_ids, attention_mask, **options)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The model as objectives and decoding see it
-
-
-class Predictor:
-    """`predict(ids, keep=…, read=…)`: see `unmask.predict.Predict` for shapes.
-
-    Args:
-        model: the bare model. wrapped: the same inside DDP, FSDP or an autocast wrapper; it is what gets called.
-    """
-
-    def __init__(self, model: PreTrainedModel, wrapped: nn.Module | None = None) -> None:
-        config = model.config
-        self.model, self.wrapped = model, model if wrapped is None else wrapped
-        self.mask_id: int = config.mask_token_id
-        self.eos_id: int | list[int] | None = config.eos_token_id
-        self.vocab_size: int = config.vocab_size
-        self.max_length: int | None = getattr(config, "max_position_embeddings", None)
-        self.shift: int = getattr(config, "shift", 0)
-        self.head: nn.Module = model.get_output_embeddings()
-        self.head_is_last = not any(getattr(config, key, None) not in (None, 1, 1.0) for key in AFTER_THE_HEAD)
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    def __call__(
-        self,
-        ids: Tensor,
-        *,
-        attention: Tensor | None = None,
-        positions: Tensor | None = None,
-        cache: Any = None,
-        keep: Tensor | None = None,
-        read: Read | None = None,
-    ) -> Tensor:
-        def at_the_head(hidden: Tensor, head: Head) -> Tensor:
-            if self.shift:  # place i is spoken of at place i - shift; the first places have only themselves
-                places = torch.arange(hidden.shape[1], device=hidden.device) - self.shift
-                hidden = hidden[:, places.clamp(min=0)]
-            if keep is not None:
-                hidden = hidden[keep]
-            return read(hidden, head) if read else head(hidden)
-
-        more: dict[str, Any] = {"position_ids": positions} if positions is not None else {}
-        if cache is not None:
-            more["past_key_values"] = cache
-        if attention is not None:
-            more["attention_mask"] = attention.long() if attention.dim() == 2 else attention
-        with put_in_place_of(self.head, at_the_head) if self.head_is_last else contextlib.nullcontext():
-            logits = self.wrapped(input_ids=ids, use_cache=cache is not None, **more).logits
-        return logits if self.head_is_last else at_the_head(logits, lambda same: same)
-
-
-# Config keys by which a model changes its logits after the head (Gemma, Granite, Cohere, MiniCPM): with one of them the
-# whole logits are made first and the wanted places picked from them.
-AFTER_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale", "dim_model_base", "lm_head_multiplier")
-
-
-@contextlib.contextmanager
-def put_in_place_of(head: nn.Module, call: Read) -> Iterator[None]:
-    """While inside, the head's forward is call(hidden, the head's own forward): hooks on the head still fire."""
-    own, set_here = head.forward, vars(head).get("forward")  # accelerate's hooks set one on the module itself
-    head.forward = lambda hidden: call(hidden, own)
-    try:
-        yield
-    finally:
-        if set_here is None:
-            del head.forward  # the class's method shows through again
-        else:
-            head.forward = set_here
-
-
-def predictor(model: Any, wrapped: nn.Module | None = None) -> Predict:
-    """The model as a function of ids, for objectives and decoding."""
-    return Predictor(model, wrapped)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
