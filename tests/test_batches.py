@@ -6,8 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unmask import batches as batches_file
 from unmask import objectives
 from unmask.batches import FILLER, Collate, Loader, Places, Seated, Split, Stream, Ticket, grouped, order, shares
+from unmask.tail import Tail
 
 MASK = 9
 SPLITS = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
@@ -39,11 +41,13 @@ class Endless:
         return iter([{"input_ids": row} for row in self.rows])
 
 
-def steps(rows, split, epoch=0, shuffle=True, lengths=None):
+def steps(rows, split, epoch=0, shuffle=True, lengths=None, by_length=False):
     """The tickets of each optimiser step, over all processes, without fillers."""
     per_process = []
     for process in range(split.processes):
-        places = Places(rows, split._replace(process=process), seed=1, shuffle=shuffle, lengths=lengths)
+        places = Places(
+            rows, split._replace(process=process), seed=1, shuffle=shuffle, lengths=lengths, by_length=by_length
+        )
         places.set_epoch(epoch)
         batches = list(places)
         assert len(batches) == len(places)
@@ -69,6 +73,27 @@ def test_a_step_has_the_same_rows_at_the_same_places_however_it_is_shared(rows, 
     whole = steps(rows, Split(a * b * c), epoch)
     for shared in (Split(1, a * b * c), Split(a, b * c), Split(a, b, c), Split(1, a * b, c), Split(a * b, 1, c)):
         assert steps(rows, shared, epoch) == whole
+
+
+@given(st.integers(1, 60), SPLITS, st.booleans(), st.integers(0, 2))
+def test_a_ticket_knows_the_longest_row_of_its_whole_step(rows, shape, by_length, epoch):
+    lengths = np.random.default_rng(rows).integers(1, 100, rows)
+    for step in steps(rows, Split(*shape), epoch, lengths=lengths, by_length=by_length):
+        assert {t.longest for t in step} == {max(lengths[t.row] for t in step)}
+
+
+@pytest.mark.parametrize("list_type", ["list", "large_list"])
+def test_lengths_are_read_without_the_ids_and_in_the_order_of_the_rows(list_type):
+    import datasets
+
+    rows = [[1] * n for n in (3, 1, 4, 1, 5, 9, 2, 6)]
+    kind = {"list": datasets.List, "large_list": datasets.LargeList}[list_type](datasets.Value("int32"))
+    features = datasets.Features({"input_ids": kind, "prompt_len": datasets.Value("int64")})
+    whole = datasets.Dataset.from_dict({"input_ids": rows, "prompt_len": [0] * 8}, features=features)
+    assert batches_file.lengths(whole).tolist() == [3, 1, 4, 1, 5, 9, 2, 6]
+    assert batches_file.lengths(whole.select([5, 0, 0])).tolist() == [9, 3, 3]
+    assert batches_file.lengths(whole.with_format("numpy").shuffle(seed=1).sort("prompt_len")).sum() == 31
+    assert batches_file.lengths(whole.select([])).tolist() == []
 
 
 def test_epochs_differ_in_order_and_runs_do_not():
@@ -173,6 +198,22 @@ def test_a_stream_gives_the_same_batches_as_a_data_set_in_file_order(objective):
             assert not ours["supervised"].any()
         else:
             assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2)])
+def test_a_stream_and_a_data_set_pad_an_answer_to_the_longest_of_the_step_however_it_is_shared(objective, shape):
+    from tiny import END, conversation
+
+    rows = [conversation(n) for n in (3, 9, 4, 2, 6, 1, 5, 3)]
+    for process in range(shape[2]):
+        split = Split(*shape, process)
+        collate = Collate(objective, seed=0, pad_id=END, tail=Tail.parse("step"), end_id=END)
+        of_stream = first(Stream(rows, split, collate), split.micro)
+        places = Places(8, split, seed=0, shuffle=False, lengths=[len(row["input_ids"]) for row in rows])
+        of_data_set = [collate([(rows[t.row], t) for t in tickets]) for tickets in places]
+        for batches in (of_stream, of_data_set):
+            assert {batch["input_ids"].shape[1] for batch in batches} == {9}
+            assert not any("attention" in batch for batch in batches)
 
 
 @pytest.mark.parametrize("rows", [7, 8, 9])

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import unmask.models
 from unmask import noise, objectives, validate
 from unmask.batches import VALIDATION, Collate, Ticket
 from unmask.config import UserError
+from unmask.packing import Packed
 
 MASK, VOCABULARY = 7, 8
 
@@ -122,6 +124,44 @@ def test_loss_and_gradient_are_the_official_ones(shared, case):
     assert norm.item() == pytest.approx(told["grad_norm"], rel=1e-5)
 
 
+def test_the_official_sft_loss_is_met_from_rows_with_labels(shared):
+    """As training does it: prompt_len → labels → `Collate` → the objective; only the noise is the one that was told."""
+    told = official_cases(shared)[1]
+    assert told["kind"] == "sft"
+    model = transformers.AutoModelForCausalLM.from_pretrained(shared / "fixtures" / "llada-tiny")
+    objective = objectives.load("masked", {}, model.config.mask_token_id)
+    drawn = zip(told["masked"], told["p_mask"], strict=True)
+
+    def noise_that_was_told(supervised, t, random, exact):
+        masked, p = next(drawn)
+        assert not (np.asarray(masked, dtype=bool) & ~supervised).any()
+        return objectives.Noised(np.asarray(masked, dtype=bool), np.asarray(masked, dtype=np.float32) / p)
+
+    objective.noise = noise_that_was_told
+    rows = [
+        {"input_ids": ids, "labels": [-100] * prompt + ids[prompt:]}
+        for ids, prompt in zip(told["input_ids"], told["prompt_len"], strict=True)
+    ]
+    batch = Collate(objective, seed=0, pad_id=0)([(row, Ticket(i, i, 0)) for i, row in enumerate(rows)])
+    loss = objective(unmask.models.predictor(model), batch).total / objective.count(batch)
+    loss.backward()
+    norm = torch.stack([w.grad.norm() for w in model.parameters()]).norm()
+    assert loss.item() == pytest.approx(told["loss"], rel=1e-5)
+    assert norm.item() == pytest.approx(told["grad_norm"], rel=1e-5)
+
+
+def test_an_objective_of_ones_own_need_not_know_of_packing():
+    from tiny import batch_of as with_labels
+    from tiny import conversation, tiny
+
+    file = Path(__file__).parent.parent / "examples" / "custom_objective.py"
+    objective, predict = objectives.load(str(file), {}, 39), unmask.models.predictor(tiny())
+    batch = with_labels(objective, [conversation(n, prompt=1) for n in (9, 3, 4, 5, 2)])
+    plain, packed = (objective(p, batch) for p in (predict, Packed(predict)))
+    torch.testing.assert_close(packed.total, plain.total, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(packed.nats, plain.nats, rtol=1e-5, atol=1e-6)
+
+
 def test_rows_are_normalised_by_their_own_length_or_by_all_tokens():
     rows = [[1, 2, 3, 4, 5, 6], [1, 2]]
     by = {}
@@ -184,6 +224,14 @@ def test_validation_reports_tokens_bytes_and_levels():
     assert found["bits_per_byte"] == pytest.approx(3 * 6 / 12, rel=1e-6)
     assert found["nats_at_0.5"] == pytest.approx(math.log(8), rel=1e-6)
     assert found["tokens"] == 240
+    assert found["eos_share"] == 0
+
+
+def test_validation_tells_the_share_of_end_of_text():
+    objective = objectives.load("masked", {}, MASK)
+    batch = batch_of([[1, 2, 0, 0], [5, 0]], objective, exact=True, labels=[[-100, 2, 0, 0], [5, 0]])
+    found = validate.rows(Toy(), objective, [batch], None, end_id=0)
+    assert validate.summary(found)["eos_share"] == pytest.approx(3 / 5)
 
 
 def test_the_standard_error_is_that_of_repeated_looks():

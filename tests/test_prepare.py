@@ -1,4 +1,4 @@
-"""`unmask prepare pretrain` writes once what `unmask pretrain` would make each time, and says with which tokenizer."""
+"""`unmask prepare` writes once what training would make each time, and says with which tokenizer and template."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import datasets
 import pytest
 from texts import LINES, bpe, jsonl, numbered
 
-from unmask import models, prepare, report, tokens
+from unmask import instruct, models, prepare, report, tokenizer, tokens
 from unmask.config import DataArguments, UserError
+from unmask.instruct import SFTDataArguments
 from unmask.prepare import NOTE, main
+from unmask.template import Template
 
 TOKENIZER = bpe()
 VOCABULARY = len(TOKENIZER)
@@ -259,10 +261,121 @@ def test_settings_that_do_not_matter_here_are_refused_not_ignored(text: Path, tm
         main(command(tmp_path / "model", text, tmp_path / "out", "--streaming", "true"))
 
 
-def test_alone_it_says_what_there_is_and_sft_is_not_there_yet(capsys: pytest.CaptureFixture[str]) -> None:
+def test_alone_it_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    assert "pretrain" in capsys.readouterr().out
-    with pytest.raises(UserError, match="cannot prepare 'sft'; there is `unmask prepare pretrain`"):
-        main(["sft"])
+    printed = capsys.readouterr().out
+    assert "pretrain" in printed
+    assert "sft" in printed
+    with pytest.raises(
+        UserError, match="cannot prepare 'chat'; there is `unmask prepare pretrain`, `unmask prepare sft`"
+    ):
+        main(["chat"])
     with pytest.raises(UserError, match="Did you mean 'pretrain'"):
         main(["pretrian"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command for conversations
+
+
+@pytest.fixture
+def chatty(tmp_path: Path, model: Path) -> Path:
+    """A model folder whose tokenizer has LLaDA's turns."""
+    tokenizer.train(LINES * 3, 400).save_pretrained(model)
+    return model
+
+
+def sft(model: Path, spec: str | Path, out: Path, *more: str) -> int:
+    return main(["sft", *command(model, spec, out)[1:], "--max_length", "64", *more])
+
+
+def talks(path: Path, n: int) -> Path:
+    answers = [f"{i}!" if i else "" for i in range(n)]
+    texts = [{"instruction": f"Say {i}.", "input": "", "output": answer} for i, answer in enumerate(answers)]
+    path.write_text(json.dumps(texts))
+    return path
+
+
+def test_conversations_are_written_shuffled_with_their_note(
+    chatty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "made"
+    assert sft(chatty, talks(tmp_path / "a.json", 31), out) == 0
+    printed, said = capsys.readouterr()
+    made = datasets.load_from_disk(str(out))
+    assert {name: part.column_names for name, part in made.items()} == {"train": ["input_ids", "labels", "prompt_len"]}
+    rows = made["train"]
+    learnt = sum(label != -100 for row in rows for label in row["labels"])
+    total = sum(len(row["input_ids"]) for row in rows)
+    assert [int(n.replace(",", "")) for n in re.findall(r"[\d,]+", printed.splitlines()[0])] == [30, total, learnt, 1]
+    assert "left out of 31 rows: 1 (no answer)" in said
+    assert f"unmask sft --dataset_args '{out}[test:10%]'" in printed
+    note = json.loads((out / NOTE).read_text())
+    assert note["task"] == "sft"
+    assert note["template_fingerprint"] == Template(models.load_tokenizer(str(chatty))).fingerprint
+    split = note["splits"]["train"]
+    assert (split["documents"], split["rows"], split["tokens"], split["learnt"]) == (31, 30, total, learnt)
+    assert sum(split["dropped"].values()) == 1
+
+    plain = in_order(chatty, tmp_path)
+    assert list(rows) == [plain[i] for i in datasets.Dataset.from_dict({"i": range(30)}).shuffle(seed=42)["i"]]
+
+
+def in_order(model: Path, tmp_path: Path) -> list[Any]:
+    sft(model, tmp_path / "a.json", tmp_path / "plain", "--shuffle_rows", "false")
+    return list(datasets.load_from_disk(str(tmp_path / "plain"))["train"])
+
+
+def test_the_same_command_writes_the_same_rows_and_another_seed_another_order(chatty: Path, tmp_path: Path) -> None:
+    file = talks(tmp_path / "a.json", 31)
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        sft(chatty, file, tmp_path / name, "--seed", seed)
+    a, b, c = (list(datasets.load_from_disk(str(tmp_path / name))["train"]) for name in "abc")
+    assert a == b != c
+    assert sorted(map(str, a)) == sorted(map(str, c))
+
+
+def test_test_rows_are_written_where_they_are_asked_for(chatty: Path, tmp_path: Path) -> None:
+    sft(chatty, f"{talks(tmp_path / 'a.json', 31)}[train:20,test:10]", tmp_path / "made")
+    made = datasets.load_from_disk(str(tmp_path / "made"))
+    assert {name: len(part) for name, part in made.items()} == {"train": 19, "test": 10}
+
+
+def test_the_tutorials_spec_takes_disjoint_rows_of_the_one_split_that_is_written(chatty: Path, tmp_path: Path) -> None:
+    sft(chatty, talks(tmp_path / "a.json", 31), tmp_path / "made")
+    data = SFTDataArguments(dataset_args=f"{tmp_path}/made[train:20,test:10]", load_preprocessed_data=True)
+    got = instruct.rows(data, models.load_tokenizer(str(chatty)), seed=42, vocab_size=400)
+    train, test = ({tuple(row["input_ids"]) for row in part} for part in (got.train, got.test))
+    assert (len(train), len(test), len(train & test)) == (20, 10, 0)
+    with pytest.raises(UserError, match="asks for 31 rows; there are 30"):
+        data.dataset_args = f"{tmp_path}/made[train:20,test:11]"
+        instruct.rows(data, models.load_tokenizer(str(chatty)), seed=42, vocab_size=400)
+
+
+def test_data_prepared_for_sft_are_refused_by_pretraining(chatty: Path, tmp_path: Path) -> None:
+    sft(chatty, talks(tmp_path / "a.json", 31), tmp_path / "made")
+    with pytest.raises(UserError, match="was prepared for `unmask sft`"):
+        rows(tmp_path / "made", models.load_tokenizer(str(chatty)), max_length=64)
+
+
+@pytest.mark.parametrize("word", ["--eos_tail", "--packing", "--text_field", "--shuffle"])
+def test_settings_that_do_not_matter_to_prepared_conversations_are_refused(
+    word: str, chatty: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"unknown option {word}"):
+        sft(chatty, talks(tmp_path / "a.json", 5), tmp_path / "made", word, "true")
+
+
+def test_a_tokenizer_without_a_template_writes_nothing(text: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the tokenizer has no chat template; type --chat_template"):
+        sft(model, talks(tmp_path / "a.json", 5), tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.slow
+def test_the_tutorials_own_kind_of_file_needs_no_cleaning(chatty: Path, shared: Path, tmp_path: Path) -> None:
+    file = shared / "data/alpaca/alpaca_zh_train.json"
+    sft(chatty, f"{file}[train:2000]", tmp_path / "made", "--max_length", "1024")
+    empty = sum(not row["output"].strip() for row in json.loads(file.read_text(encoding="utf-8"))[:2000])
+    note = json.loads((tmp_path / "made" / NOTE).read_text())
+    assert note["splits"]["train"]["dropped"]["no answer"] == empty > 0

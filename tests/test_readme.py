@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from runs import make_text
 
-from unmask import spec
+from unmask import reader, spec
 from unmask.__main__ import COMMANDS, main
 from unmask.config import DataArguments, ModelArguments, TrainingArguments, UserError
 from unmask.objectives import masked
@@ -94,6 +94,7 @@ def settings_of(words: tuple[str, ...] | list[str]) -> Any:
     """What `unmask COMMAND …` makes of its options: every one exists, has a value that fits, and the file is there."""
     file, function, _ = COMMANDS[words[0]]
     module = importlib.import_module(f"unmask.{file}")
+    module = module if hasattr(module, "parse") else reader  # where `sample` and its kin read their options
     parse = module.parse
 
     def spy(*args: Any, **more: Any) -> Any:
@@ -102,7 +103,7 @@ def settings_of(words: tuple[str, ...] | list[str]) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "parse", spy)
         with pytest.raises(Stop) as stopped:
-            getattr(module, function)(list(words[1:]))
+            getattr(importlib.import_module(f"unmask.{file}"), function)(list(words[1:]))
     return stopped.value.args[0]
 
 

@@ -11,7 +11,7 @@ import torch
 from runs import make_model
 
 import unmask
-from unmask import sample
+from unmask import reader, sample
 from unmask.__main__ import main
 from unmask.canvas import Canvas
 
@@ -100,7 +100,7 @@ def test_the_masks_name_in_a_prompt_stays_text(rows, byte_tokenizer):
     [row] = rows("sample", "-p", text, *SHORT)
     assert row["prompt"] == text
     assert row["text"].startswith(text)
-    ids = sample.encode(SimpleNamespace(tokenizer=byte_tokenizer), text)
+    ids = reader.encode(SimpleNamespace(tokenizer=byte_tokenizer), text)
     assert max(ids) < 256
     [row] = rows("infill", "-p", text + "{{3}}" + text)
     assert row["text"].startswith(text)

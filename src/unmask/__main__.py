@@ -23,9 +23,13 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "Train": {
         "prepare": ("prepare", "main", "Write tokens to disk once, for later training"),
-        "pretrain": ("train", "main", "Pretrain on text"),
+        "inspect": ("inspection", "main", "Show training rows: who speaks, what is learnt, what is masked"),
+        "pretrain": ("pretrain", "main", "Pretrain on text"),
+        "sft": ("sft", "main", "Tune on instructions and answers, wholly or with LoRA"),
+        "merge": ("merge", "main", "Merge a LoRA adapter into its base model"),
     },
     "Use": {
+        "chat": ("chat", "main", "Talk with a model, and watch it write"),
         "sample": ("sample", "main", "Continue prompts"),
         "infill": ("sample", "main_infill", "Fill gaps in a text"),
     },

@@ -1,7 +1,8 @@
 """Rows to tensors, with the noise of each row.
 
 In:  rows {"input_ids", "labels"?} and where they stand: (epoch, place).
-Out: batches of tensors: input_ids, supervised, attention (only where there is padding), t, masked, weight.
+Out: batches of tensors: input_ids, supervised, attention (only where there is padding), t, masked, weight; behind an
+answer the end-of-text tail that was asked for, which is learnt.
 
 The rows of an epoch are put in order once, and each gets its place in that order before anything is split. Optimiser
 step s takes the places from s·G to (s+1)·G, with G rows in the global batch, and hands them to processes and
@@ -12,28 +13,36 @@ step is short, filler rows that bear no loss keep the processes in step.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from unmask import noise
+from unmask import noise, objectives
+from unmask.config import UserError
 from unmask.objectives import Objective
+from unmask.tail import Tail
 
 FILLER = -1
 VALIDATION = -1  # the epoch of validation noise, which never changes
 
 
 class Ticket(NamedTuple):
-    """One row's seat: which row of the data, at which place of which epoch. row = FILLER bears no loss."""
+    """One row's seat: which row of the data, at which place of which epoch. row = FILLER bears no loss.
+
+    longest: tokens in the longest row of its optimiser step, as prepared; 0 where nobody asks.
+    """
 
     row: int
     place: int
     epoch: int
+    longest: int = 0
 
 
 class Split(NamedTuple):
@@ -55,6 +64,13 @@ def order(rows: int, seed: int, epoch: int, shuffle: bool) -> NDArray[np.int64]:
     if not shuffle:
         return np.arange(rows)
     return noise.generator(seed, epoch, 0, noise.ORDER).permutation(rows)
+
+
+def lengths(rows: Any) -> NDArray[np.int64]:
+    """Tokens in each row of a data set of `datasets`: (rows,). Asked of Arrow, which makes no lists of ids for it."""
+    tables = rows.select_columns("input_ids").with_format("arrow").iter(10_000)
+    found = [pyarrow.compute.list_value_length(table["input_ids"]).to_numpy() for table in tables]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *found]).astype(np.int64)
 
 
 def grouped(
@@ -84,13 +100,25 @@ def shares(step: list[Ticket], split: Split) -> Iterator[list[Ticket]]:
 
 
 class Places:
-    """Batch sampler over a data set with a length: yields lists of tickets. `set_epoch` chooses the epoch."""
+    """Batch sampler over a data set with a length: yields lists of tickets. `set_epoch` chooses the epoch.
+
+    Args:
+        lengths: (rows,) tokens in each row, for the tickets' `longest`. by_length: rows of like length into a step.
+    """
 
     def __init__(
-        self, rows: int, split: Split, *, seed: int, shuffle: bool = True, lengths: Sequence[int] | None = None
+        self,
+        rows: int,
+        split: Split,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        lengths: Sequence[int] | NDArray[np.int64] | None = None,
+        by_length: bool = False,
     ) -> None:
         self.rows, self.split, self.seed, self.shuffle, self.epoch = rows, split, seed, shuffle, 0
         self.lengths = None if lengths is None else np.asarray(lengths)
+        self.by_length = by_length
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -102,11 +130,13 @@ class Places:
 
     def __iter__(self) -> Iterator[list[Ticket]]:
         rows = order(self.rows, self.seed, self.epoch, self.shuffle)
-        if self.lengths is not None:
+        if self.by_length and self.lengths is not None:
             rows = grouped(rows, self.lengths, self.split.step, self.seed, self.epoch)
         for start in range(0, self.rows, self.split.step):
-            places = range(start, min(start + self.split.step, self.rows))
-            yield from shares([Ticket(int(rows[p]), p, self.epoch) for p in places], self.split)
+            step = rows[start : start + self.split.step]
+            longest = 0 if self.lengths is None else int(self.lengths[step].max())
+            tickets = [Ticket(int(row), start + i, self.epoch, longest) for i, row in enumerate(step)]
+            yield from shares(tickets, self.split)
 
 
 class Seated(Dataset[Any]):
@@ -164,9 +194,10 @@ class Stream(IterableDataset[Any]):
             epoch += 1
 
     def _shared(self, held: list[tuple[dict[str, Any], Ticket]]) -> Iterator[list[tuple[dict[str, Any], Ticket]]]:
-        row = {ticket: tokens for tokens, ticket in held}
+        longest = max(len(tokens["input_ids"]) for tokens, _ in held)
+        row = {ticket._replace(longest=longest): tokens for tokens, ticket in held}
         filler = held[0][0]
-        for mine in shares([ticket for _, ticket in held], self.split):
+        for mine in shares(list(row), self.split):
             yield [(row.get(ticket, filler), ticket) for ticket in mine]
         # The Trainer counts `micro` micro-batches to a step of a stream: an epoch's short last step gets empty ones.
         made = -(-len(held) // (self.split.rows * self.split.processes))
@@ -181,6 +212,8 @@ class Collate:
         objective: draws the noise. seed: of the noise. pad_id: what stands where a row has ended.
         random_length_ratio: share of rows cut to a random length (LLaDA trains 1 % of them so); 0 in validation.
         exact: noise by the exact-count estimator, as validation draws it.
+        tail: what comes behind the answer of a row with labels. end_id: the end of text it is made of.
+        max_length: no tail makes a row longer than this.
     """
 
     def __init__(
@@ -191,9 +224,17 @@ class Collate:
         pad_id: int,
         random_length_ratio: float = 0.0,
         exact: bool = False,
+        tail: Tail | None = None,
+        end_id: int | None = None,
+        max_length: int | None = None,
     ) -> None:
         self.objective, self.seed, self.pad_id = objective, seed, pad_id
         self.random_length_ratio, self.exact = random_length_ratio, exact
+        self.tail, self.max_length = tail or Tail(), max_length
+        if self.tail.kind != "none" and end_id is None:
+            raise UserError(f"--eos_tail {self.tail}: the tokenizer has no end-of-text token; use --eos_tail none.")
+        self.end_id = -1 if end_id is None else end_id
+        self.causal = objectives.is_causal(objective)
 
     def __call__(self, rows: list[tuple[dict[str, Any], Ticket]]) -> dict[str, Tensor]:
         made = [self._row(tokens, ticket) for tokens, ticket in rows]
@@ -219,7 +260,8 @@ class Collate:
     def _row(self, tokens: dict[str, Any], ticket: Ticket) -> dict[str, Any]:
         ids = np.asarray(tokens["input_ids"], dtype=np.int64)
         supervised = np.ones(len(ids), dtype=bool)
-        if tokens.get("labels") is not None:
+        whole_answer = tokens.get("labels") is not None
+        if whole_answer:
             supervised = np.asarray(tokens["labels"]) != -100
         if ticket.row == FILLER:
             ids, supervised = ids[:1], np.zeros(1, dtype=bool)
@@ -228,10 +270,24 @@ class Collate:
             random = noise.generator(*where, noise.LENGTH)
             if random.random() < self.random_length_ratio and len(ids) > 1:
                 keep = int(random.integers(1, len(ids) + 1))
+                whole_answer &= keep == len(ids)
                 ids, supervised = ids[:keep], supervised[:keep]
+        if whole_answer:
+            extra = self._tail(supervised, ticket.longest)
+            ids = np.append(ids, np.full(extra, self.end_id))
+            supervised = np.append(supervised, np.ones(extra, dtype=bool))
+        if self.causal:
+            supervised[:1] = False  # before the first token stands nothing that could tell it
         t = noise.time(*where)
         drawn = self.objective.noise(supervised, t, noise.generator(*where, noise.MASK), self.exact)
         return {"input_ids": ids, "supervised": supervised, "masked": drawn.masked, "weight": drawn.weight, "t": t}
+
+    def _tail(self, supervised: NDArray[np.bool_], longest: int) -> int:
+        """How many end-of-text tokens come behind a row: none where it does not end in an answer."""
+        prompt = np.flatnonzero(~supervised)
+        answer = len(supervised) - 1 - int(prompt[-1]) if len(prompt) else len(supervised)
+        most = self.max_length if self.max_length is not None else sys.maxsize
+        return self.tail.length(len(supervised), answer, longest, most) if answer else 0
 
 
 class Loader(DataLoader[Any]):

@@ -10,7 +10,7 @@ training rows, when the spec asks for test rows; a share of the training rows, h
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ def load(
     *,
     streaming: bool = False,
     text_field: str | None = "text",
+    keep: Collection[str] = (),
     seed: int = 42,
     hold_out: float = 0.01,
     hold_out_most: int = 1000,
@@ -53,6 +54,7 @@ def load(
     Args:
         streaming: give IterableDatasets: the same rows in the same order, read as they come.
         text_field: the column with the text, the only one kept; None keeps all columns and checks none.
+        keep: with `text_field` None, keep only these columns, of those that are there; for none of them, keep all.
         seed: draws the rows held out.
         hold_out: share of the training rows held out when `need_test` and there are no test rows; at least one row, at
             most `hold_out_most`. Of a lone document, its end. Of a stream, whose length nobody knows, the first rows:
@@ -72,7 +74,7 @@ def load(
         sources += [source.path] if source.path else []
         for rows, into in zip(_choose(part, source, remarks), (trains, tests), strict=True):
             if rows is not None:
-                rows, tokenised = _columns(rows, part, text_field)
+                rows, tokenised = _columns(rows, part, text_field, keep)
                 into.append(rows)
                 holds[tokenised] = part.name
     if len(holds) > 1:
@@ -199,13 +201,14 @@ def _watched(rows: Any, start: int, wanted: int | None, part: Part, source: Sour
         raise _too_few(part, start + wanted, start + seen, source)
 
 
-def _columns(rows: Rows, part: Part, text_field: str | None) -> tuple[Rows, bool]:
+def _columns(rows: Rows, part: Part, text_field: str | None, keep: Collection[str]) -> tuple[Rows, bool]:
     """Rows with only the text column, and False; or rows as they are, and True when they are tokens already."""
     first = next(iter(rows), None)
     if first is None:
         raise UserError(f"'{part}' is an empty data set: it has no rows.")
     if "input_ids" in first or text_field is None:
-        return rows, "input_ids" in first
+        some = [name for name in first if name in keep]
+        return rows.select_columns(some) if some and "input_ids" not in first else rows, "input_ids" in first
     if text_field not in first:
         raise UserError(
             f"{part.name!r} has no column {text_field!r}; there are {', '.join(first)}. Say which holds the text: "

@@ -13,7 +13,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import xxhash
@@ -23,6 +23,8 @@ from unmask.config import UserError
 
 Ids = NDArray[np.int32]
 Encode = Callable[[list[str]], list[Ids]]
+T = TypeVar("T")
+R = TypeVar("R")
 
 PIECE = 1 << 20  # characters: a longer document is tokenised in pieces, which bounds memory and lets all cores work
 CALL = 1 << 21  # characters given to the tokenizer at once
@@ -101,24 +103,22 @@ class Encoder:
 
 
 @contextlib.contextmanager
-def in_processes(encoder: Encoder, workers: int) -> Iterator[Encode]:
-    """The encoder itself, or for several workers a function that shares the texts out among processes.
+def in_processes(work: Callable[[list[T]], list[R]], workers: int) -> Iterator[Callable[[list[T]], list[R]]]:
+    """The function itself (an encoder), or for several workers one that shares the texts out among processes.
 
     They are started afresh, not forked as `datasets` 5.2 does for `num_proc`: a child forked beside torch's threads
     waited for ever, twice in some twenty runs of the tests.
     """
     if workers < 2:
-        yield encoder
+        yield work
         return
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_work_for, initargs=(encoder,)
-    )
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_work_for, initargs=(work,))
 
-    def encode(texts: list[str]) -> list[Ids]:
+    def shared(texts: list[T]) -> list[R]:
         share = -(-len(texts) // workers)
         shares = [texts[i : i + share] for i in range(0, len(texts), share)]
         try:
-            return [ids for some in pool.map(_encode_here, shares) for ids in some]
+            return [one for some in pool.map(_work_here, shares) for one in some]
         except BrokenProcessPool:
             raise UserError(
                 "a process that tokenises died: no memory left, or a script that runs all of its lines when it is "
@@ -126,20 +126,20 @@ def in_processes(encoder: Encoder, workers: int) -> Iterator[Encode]:
             ) from None
 
     try:
-        yield encode
+        yield shared
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-_here: Encoder  # in a process of `in_processes`: what it was started with
+_here: Callable[[list[Any]], list[Any]]  # in a process of `in_processes`: what it was started with
 
 
-def _work_for(encoder: Encoder) -> None:
+def _work_for(work: Callable[[list[Any]], list[Any]]) -> None:
     global _here
-    _here = encoder
+    _here = work
 
 
-def _encode_here(texts: list[str]) -> list[Ids]:
+def _work_here(texts: list[Any]) -> list[Any]:
     return _here(texts)
 
 

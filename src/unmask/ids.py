@@ -66,10 +66,11 @@ def why_ordinary(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str | Non
     return "is also what its letters are encoded to" if token_id in spelt else None
 
 
-def check(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+def check(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, mask: bool = True) -> None:
     """Refuse a tokenizer and a model's config whose ids disagree.
 
-    A tokenizer may be smaller than the model's vocabulary (LLaDA: 126,349 of 126,464), never larger.
+    A tokenizer may be smaller than the model's vocabulary (LLaDA: 126,349 of 126,464), never larger. `mask` false: of
+    a causal model, which needs none, and whose tokenizers often end a turn otherwise than the config ends a text.
 
     Raises:
         UserError: a larger tokenizer; different ids for the mask, the end of text or padding; a mask token that is
@@ -83,9 +84,11 @@ def check(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
             f"the tokenizer has {entries:,} entries, the model's vocabulary {rows:,} (vocab_size); take the tokenizer "
             "that belongs to the model, or make a model for this one: `unmask init PRESET --tokenizer FOLDER`."
         )
-    mask = mask_id(tokenizer, config)
-    if mask >= rows:
-        raise UserError(f"the mask token's id is {mask}, but the model's vocabulary ends at {rows - 1} (vocab_size).")
+    if not mask:
+        return
+    masked = mask_id(tokenizer, config)
+    if masked >= rows:
+        raise UserError(f"the mask token's id is {masked}, but the model's vocabulary ends at {rows - 1} (vocab_size).")
     taken: dict[int, str] = {}
     for kind, name in (("eos", "end of text"), ("pad", "padding"), ("bos", "beginning of text")):
         ours = several(getattr(config, f"{kind}_token_id", None))
@@ -97,8 +100,8 @@ def check(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
                 f"({getattr(tokenizer, f'{kind}_token')!r}) has id {theirs}; they must agree."
             )
         taken.update(dict.fromkeys([*ours, *several(theirs)], name))
-    if mask in taken:
-        raise UserError(f"the mask token (id {mask}) is also the token for {taken[mask]}; it needs one of its own.")
+    if masked in taken:
+        raise UserError(f"the mask token (id {masked}) is also the token for {taken[masked]}; it needs one of its own.")
 
 
 def several(value: Any) -> list[int]:

@@ -23,6 +23,7 @@ class Predict(Protocol):
     """A model as a function. Place i of its answer speaks of token i, whatever the family's shift."""
 
     mask_id: int
+    """The mask's token id; a causal model may have none."""
     vocab_size: int
 
     @property
@@ -34,6 +35,7 @@ class Predict(Protocol):
         *,
         attention: Tensor | None = None,
         positions: Tensor | None = None,
+        segments: Tensor | None = None,
         cache: Any = None,
         keep: Tensor | None = None,
         read: Read | None = None,
@@ -43,6 +45,8 @@ class Predict(Protocol):
         Args:
             ids: (rows, places). attention: (rows, places), false at padding, or a 4-D mask of the back end.
             positions: (rows, places), for rotary embeddings; counted from 0 if left out.
+            segments: (rows, places), instead of attention and positions where several conversations share a row: the
+                number of the conversation at each place, -1 at padding. None of them sees another.
             cache: a `transformers` cache. keep: (rows, places); None gives (rows, places, vocabulary).
             read: what to return instead of logits.
         """

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from unmask import attention as attention_masks
 from unmask.predict import Head, Predict, Read
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Predictor:
     def __init__(self, model: PreTrainedModel, wrapped: nn.Module | None = None) -> None:
         config = model.config
         self.model, self.wrapped = model, model if wrapped is None else wrapped
-        self.mask_id: int = config.mask_token_id
+        self.mask_id: Any = getattr(config, "mask_token_id", None)  # a causal model need not have one
         self.eos_id: int | list[int] | None = config.eos_token_id
         self.vocab_size: int = config.vocab_size
         self.max_length: int | None = getattr(config, "max_position_embeddings", None)
@@ -46,15 +47,19 @@ class Predictor:
         *,
         attention: Tensor | None = None,
         positions: Tensor | None = None,
+        segments: Tensor | None = None,
         cache: Any = None,
         keep: Tensor | None = None,
         read: Read | None = None,
     ) -> Tensor:
         def at_the_head(hidden: Tensor, head: Head) -> Tensor:
-            if self.shift:  # place i is spoken of at place i - shift; the first places have only themselves
-                places = torch.arange(hidden.shape[1], device=hidden.device) - self.shift
-                hidden = hidden[:, places.clamp(min=0)]
-            if keep is not None:
+            if self.shift:  # place i is spoken of at place i - shift, a conversation's first places at its first
+                rows, places = (torch.arange(n, device=hidden.device) for n in hidden.shape[:2])
+                row, place = torch.meshgrid(rows, places, indexing="ij")
+                own = place if segments is None else attention_masks.positions(segments)
+                spoken_at = place - own.clamp(max=self.shift)
+                hidden = hidden[row, spoken_at] if keep is None else hidden[row[keep], spoken_at[keep]]
+            elif keep is not None:
                 hidden = hidden[keep]
             return read(hidden, head) if read else head(hidden)
 
@@ -63,6 +68,8 @@ class Predictor:
             more["past_key_values"] = cache
         if attention is not None:
             more["attention_mask"] = attention.long() if attention.dim() == 2 else attention
+        if segments is not None:
+            more |= attention_masks.packed(self.model.config, segments, self.model.get_input_embeddings().weight.dtype)
         with put_in_place_of(self.head, at_the_head) if self.head_is_last else contextlib.nullcontext():
             logits = self.wrapped(input_ids=ids, use_cache=cache is not None, **more).logits
         return logits if self.head_is_last else at_the_head(logits, lambda same: same)

@@ -1,41 +1,31 @@
-"""Data ready for training: `unmask prepare pretrain`, and what `unmask pretrain` calls.
+"""Data ready for training: `unmask prepare pretrain`, `unmask prepare sft`, and what `unmask pretrain` calls.
 
 In:  the data settings, a tokenizer.
-Out: training and test rows of tokens; from the command, the same in a folder (a DatasetDict written by `save_to_disk`)
-     with `prepared.json`: which tokenizer and settings made them, and how much there is.
+Out: training and test rows of tokens; from the commands, the same in a folder (a DatasetDict written by `save_to_disk`)
+     with `prepared.json`: which tokenizer and settings made them, and how much there is. `instruct.py` makes
+     the rows of conversations.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unmask import prepared
 from unmask.config import DataArguments, UserError, hints, nearest, option, parse
+from unmask.instruct import SFTDataArguments
+from unmask.prepared import NOTE as NOTE
+from unmask.prepared import Rows as Rows
 
 if TYPE_CHECKING:
     import datasets
 
-NOTE = "prepared.json"
-TASKS = {"pretrain": "text → rows of --max_length tokens, for `unmask pretrain`"}
-
-
-@dataclasses.dataclass
-class Rows:
-    """Rows of tokens to train on and to validate on.
-
-    tokenised_before: the data came as tokens. documents: how many rows there were before; None for a stream.
-    """
-
-    train: datasets.Dataset | datasets.IterableDataset
-    test: datasets.Dataset | datasets.IterableDataset | None
-    remarks: list[str]
-    tokenised_before: bool
-    documents: dict[str, int | None] = dataclasses.field(default_factory=dict)
+TASKS = {
+    "pretrain": "text → rows of --max_length tokens, for `unmask pretrain`",
+    "sft": "conversations → prompts and answers as tokens, for `unmask sft`",
+}
 
 
 def rows(data: DataArguments, tokenizer: Any, *, seed: int, vocab_size: int, need_test: bool = True) -> Rows:
@@ -64,12 +54,12 @@ def rows(data: DataArguments, tokenizer: Any, *, seed: int, vocab_size: int, nee
                 "does not; leave that out, or name data with text."
             )
         for source in loaded.sources:
-            remarks += _check_note(source, tokenizer, data.max_length)
+            remarks += prepared.check(source, tokenizer, data.max_length, "pretrain")[1]
     elif data.load_preprocessed_data:
         other = [str(s) for s in loaded.sources if not (s / "state.json").is_file() and not _is_dict(s)]
         remarks += [f"{name} is no folder of save_to_disk (load_preprocessed_data); read as it is" for name in other]
     for name, part in parts.items():
-        with _in_the(name):
+        with prepared.in_the(name):
             if loaded.tokenised:
                 ready[name] = tokens.rows_already(part, data.max_length, vocab_size)
                 continue
@@ -94,38 +84,8 @@ def rows(data: DataArguments, tokenizer: Any, *, seed: int, vocab_size: int, nee
     return Rows(ready["train"], test, remarks, loaded.tokenised, documents)
 
 
-@contextmanager
-def _in_the(name: str) -> Iterator[None]:
-    """Errors about validation rows say so."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"in the validation rows: {error}" if name == "test" else str(error)) from None
-
-
 def _is_dict(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file()
-
-
-def _check_note(source: Path, tokenizer: Any, max_length: int) -> list[str]:
-    """Remarks about data that `unmask prepare` wrote; UserError when another tokenizer made them."""
-    from unmask import tokens
-
-    folder = next((f for f in (source, source.parent) if (f / NOTE).is_file()), None)
-    if folder is None:
-        return [f"{source} holds tokens; nothing tells which tokenizer made them (`unmask prepare` would)"]
-    try:
-        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-        made_by, name, length = note["tokenizer_fingerprint"], note["tokenizer"], note["settings"]["max_length"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {folder / NOTE}: {error!r}. Prepare the data again.") from None
-    if made_by != tokens.tokenizer_fingerprint(tokenizer, special=False):
-        mine = getattr(tokenizer, "name_or_path", "") or "this model"
-        raise UserError(
-            f"{folder} was made with the tokenizer of {name}, and that of {mine} is another. Prepare the data again: "
-            f"unmask prepare pretrain --model_name_or_path {mine} --dataset_args … --output_dir …"
-        )
-    return [f"{folder} was made with --max_length {length}, which stays"] if length < max_length else []
 
 
 def count(rows: datasets.Dataset) -> dict[str, int]:
@@ -144,22 +104,32 @@ class Settings:
     """Prepare"""
 
     model_name_or_path: str | None = option(None, "Model folder or hub name, for its tokenizer.")
-    output_dir: str | None = option(None, "Folder to write; name it in --dataset_args of `unmask pretrain`.")
+    output_dir: str | None = option(None, "Folder to write; name it in --dataset_args of the training.")
     overwrite: bool = option(False, "Replace an --output_dir that an earlier `unmask prepare` wrote.")
     seed: int = option(42, "Draws the rows that are held out, where the data have no test rows.")
 
 
+@dataclasses.dataclass
+class SFTSettings(Settings):
+    __doc__ = Settings.__doc__
+
+    seed: int = option(42, "Draws the order of the rows, and the prefixes of --train_on prefix.")
+    shuffle_rows: bool = option(True, "Write the rows in an order drawn from --seed, so that the first are any rows.")
+
+
 USED = ("dataset_args", "text_field", "max_length", "insert_eos", "drop_tail", "num_proc", "disable_caching")
+USED_SFT = (
+    *("dataset_args", "max_length", "truncation", "mask_prompt_loss", "chat_template", "train_on", "bad_rows"),
+    *("num_proc", "disable_caching"),
+)
 
 
-def _data_settings() -> type:
-    """The settings of `unmask pretrain`'s data that matter here, under the same names."""
-    kinds = hints(DataArguments)
-    same = {
-        f.name: dataclasses.field(default=f.default, metadata=f.metadata) for f in dataclasses.fields(DataArguments)
-    }
-    made = dataclasses.make_dataclass("DataSettings", [(name, kinds[name], same[name]) for name in USED])
-    made.__doc__ = DataArguments.__doc__
+def _data_settings(group: type, used: tuple[str, ...]) -> type:
+    """The settings of the training's data that matter here, under the same names."""
+    kinds = hints(group)
+    same = {f.name: dataclasses.field(default=f.default, metadata=f.metadata) for f in dataclasses.fields(group)}
+    made = dataclasses.make_dataclass("DataSettings", [(name, kinds[name], same[name]) for name in used])
+    made.__doc__ = group.__doc__
     return made
 
 
@@ -171,47 +141,111 @@ def main(argv: list[str]) -> int:
             print(f"  {task:<12}{what}")
         print("\n`unmask prepare TASK --help` lists the options.")
         return 0
-    if argv[0] not in TASKS:
-        hint = nearest(argv[0], TASKS)
+    task = argv[0]
+    if task not in TASKS:
+        hint = nearest(task, TASKS)
         raise UserError(
-            f"cannot prepare {argv[0]!r}; there is `unmask prepare {'`, `unmask prepare '.join(TASKS)}`.{hint}"
+            f"cannot prepare {task!r}; there is `unmask prepare {'`, `unmask prepare '.join(TASKS)}`.{hint}"
         )
-    parsed = parse("unmask prepare pretrain", TASKS["pretrain"], [Settings, _data_settings()], argv[1:])
-    return pretrain(parsed.groups[0], DataArguments(**dataclasses.asdict(parsed.groups[1])))
-
-
-def pretrain(settings: Settings, data: DataArguments) -> int:
-    """Write training and test rows of tokens to `settings.output_dir`, and print how many there are."""
+    kind, used = (SFTDataArguments, USED_SFT) if task == "sft" else (DataArguments, USED)
+    settings_of: type = SFTSettings if task == "sft" else Settings
+    parsed = parse(f"unmask prepare {task}", TASKS[task], [settings_of, _data_settings(kind, used)], argv[1:])
+    settings: Any = parsed.groups[0]
+    data: Any = kind(**dataclasses.asdict(parsed.groups[1]))
     for name, value in (("model_name_or_path", settings.model_name_or_path), ("output_dir", settings.output_dir)):
         if not value:
-            raise UserError(f"--{name} is missing; `unmask prepare pretrain --help` lists the options.")
-    out = Path(str(settings.output_dir))
-    _check_free(out, settings.overwrite)
+            raise UserError(f"--{name} is missing; `unmask prepare {task} --help` lists the options.")
+    _check_free(Path(str(settings.output_dir)), settings.overwrite)
 
-    from unmask import models, report, tokens
+    from unmask import models, report
 
     report.quiet()
     tokenizer = models.load_tokenizer(str(settings.model_name_or_path))
+    return (sft if task == "sft" else pretrain)(settings, data, tokenizer)
+
+
+def pretrain(settings: Settings, data: DataArguments, tokenizer: Any) -> int:
+    """Write training and test rows of tokens to `settings.output_dir`, and print how many there are."""
     ready = rows(data, tokenizer, seed=settings.seed, vocab_size=len(tokenizer))
+    parts = _parts("pretrain", data.dataset_args, ready)
+    counts = {name: {"documents": ready.documents[name], **count(part)} for name, part in parts.items()}
+    out = _written("pretrain", settings, tokenizer, {name: getattr(data, name) for name in USED}, parts, counts, {})
+    for name, has in counts.items():
+        print(f"{name:<6}{has['documents']:>12,} documents {has['tokens']:>15,} tokens {has['rows']:>11,} rows")
+    print(f"{out}: rows of {data.max_length:,} tokens. Train on them: unmask pretrain --dataset_args {str(out)!r} …")
+    return 0
+
+
+def sft(settings: SFTSettings, data: SFTDataArguments, tokenizer: Any) -> int:
+    """Write prompts and answers as tokens to `settings.output_dir`, and print how many there are.
+
+    Test rows are written where the data have them or the spec asks for them; none are held out, since the training's
+    own spec, such as `[train:2000,test:200]`, then takes rows from the one split there is.
+    """
+    from unmask import instruct, labels
+    from unmask.template import Template
+
+    ready = instruct.rows(data, tokenizer, seed=settings.seed, vocab_size=len(tokenizer), need_test=False)
+    parts = _parts("sft", data.dataset_args, ready)
+    if settings.shuffle_rows:
+        parts = {name: part.shuffle(seed=settings.seed) for name, part in parts.items()}
+    counts: dict[str, dict[str, Any]] = {
+        name: {"documents": ready.documents[name], **labels.count(part), "dropped": ready.dropped[name]}
+        for name, part in parts.items()
+    }
+    template = Template(tokenizer, data.chat_template)
+    more = {"template_fingerprint": template.fingerprint, "chat_template": template.source}
+    asked = {name: getattr(data, name) for name in USED_SFT} | {"shuffle_rows": settings.shuffle_rows}
+    out = _written("sft", settings, tokenizer, asked, parts, counts, more)
+    for name, has in counts.items():
+        left_out = sum(has["dropped"].values())
+        print(
+            f"{name:<6}{has['rows']:>11,} rows {has['tokens']:>15,} tokens {has['learnt']:>15,} of them learnt"
+            + (f" {left_out:>9,} rows left out" if left_out else "")
+        )
+    test = "" if "test" in parts else f"[test:{200 if counts['train']['rows'] >= 2000 else '10%'}]"
+    print(
+        f"{out}: rows of at most {data.max_length:,} tokens. Train on them: unmask sft --dataset_args '{out}{test}' …"
+    )
+    return 0
+
+
+def _parts(task: str, spec: str | None, ready: Rows) -> dict[str, Any]:
+    """The splits that are there; their remarks are said."""
+    from unmask import report
+
     report.say(*ready.remarks)
     if ready.tokenised_before:
-        raise UserError(f"{data.dataset_args!r} holds tokens already; `unmask pretrain` takes it as it is.")
-    parts = {"train": ready.train, **({"test": ready.test} if ready.test is not None else {})}
-    counts = {name: {"documents": ready.documents[name], **count(part)} for name, part in parts.items()}
+        raise UserError(f"{spec!r} holds tokens already; `unmask {task}` takes it as it is.")
+    return {"train": ready.train, **({"test": ready.test} if ready.test is not None else {})}
+
+
+def _written(
+    task: str,
+    settings: Settings,
+    tokenizer: Any,
+    asked: dict[str, Any],
+    parts: dict[str, Any],
+    counts: dict[str, Any],
+    more: dict[str, Any],
+) -> Path:
+    """The folder, with its note."""
+    from unmask import report, tokens
+
     note = {
+        "task": task,
         "tokenizer": str(settings.model_name_or_path),
         "tokenizer_fingerprint": tokens.tokenizer_fingerprint(tokenizer, special=False),
-        "settings": {name: getattr(data, name) for name in USED} | {"seed": settings.seed},
+        **more,
+        "settings": asked | {"seed": settings.seed},
         "splits": {
             name: {**counts[name], "fingerprint": tokens.data_fingerprint(part)} for name, part in parts.items()
         },
         "versions": report.versions(),
     }
+    out = Path(str(settings.output_dir))
     _write(out, parts, note)
-    for name, has in counts.items():
-        print(f"{name:<6}{has['documents']:>12,} documents {has['tokens']:>15,} tokens {has['rows']:>11,} rows")
-    print(f"{out}: rows of {data.max_length:,} tokens. Train on them: unmask pretrain --dataset_args {str(out)!r} …")
-    return 0
+    return out
 
 
 def _check_free(out: Path, overwrite: bool) -> None:

@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
     train, size = write_text(home / "text", arguments.seed)
     print(f"      {size / 1e6:.1f} MB of text in {train.parent}; {HELD_OUT:.0%} of the documents held out")
 
-    from unmask import init, report, sample, tokenizer
+    from unmask import init, pretrain, report, sample, tokenizer
     from unmask import train as training
 
     report.quiet()
@@ -132,8 +132,8 @@ def main(argv: list[str]) -> int:
     }
     words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     step(4, 6, "pretraining", ["pretrain", *words])
-    parsed = training.parse_pretrain([*words, "--overwrite_output_dir"])
-    run = training.prepare_pretrain(parsed, words)
+    parsed = pretrain.parse_pretrain([*words, "--overwrite_output_dir"])
+    run = pretrain.prepare_pretrain(parsed, words)
     unigram = baseline(run)
     code = training.go(run)
     if code:

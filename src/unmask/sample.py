@@ -16,40 +16,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from unmask import report
 from unmask.canvas import Canvas, Options, Row, parse_gaps
-from unmask.config import ModelArguments, UserError, hints, option, parse, read_yaml
-from unmask.ids import several
+from unmask.config import UserError, option
+from unmask.reader import LengthArguments, ReaderArguments, encode, ends_of, load, new_tokens, read
+from unmask.screen import Screen, shown, text_of
 
 if TYPE_CHECKING:
     from unmask.models import Loaded
-
-LEGACY = {"block_length": "block_size", "gen_length": "max_new_tokens", "model_name_or_path": "model"}
-REFUSED = {
-    "chat_template": "belongs to `unmask chat`, which is not there yet; put the turns in the prompt.",
-    "return_dict": "gives an object to a Python program; here --output FILE writes what there is to know.",
-}
-
-
-@dataclasses.dataclass
-class ReaderArguments:
-    """Model"""
-
-    model: str | None = option(None, "Model folder or hub name (also --model_name_or_path).")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = option(
-        None, "What the weights are kept in; as they are stored if left out."
-    )
-    device: str | None = option(None, "cuda, mps or cpu; the best there is if left out.")
-    attn_implementation: str | None = option(
-        None, "Attention back end: sdpa, eager, flash_attention_2, flex_attention."
-    )
-    mask_token: str | None = option(None, "The mask's name, for a model whose config and tokenizer do not tell.")
-    family: str | None = option(
-        None, "A name from `unmask/models` or path/to/file.py; told from the config if left out."
-    )
-    right_shift_logits: bool | None = option(None, "Whether place i speaks of place i + 1; the family knows.")
 
 
 @dataclasses.dataclass
@@ -61,24 +37,6 @@ class TextArguments:
     output: str | None = option(None, "Write jsonl here instead of printing: text, tokens, finish_reason, settings.")
     batch_size: int = option(8, "Texts at once. It changes the speed, not the answers.")
     visualize: bool = option(False, "Show the first text of each batch as it fills, on a terminal.")
-
-
-@dataclasses.dataclass
-class LengthArguments:
-    """Length"""
-
-    max_new_tokens: int | None = option(
-        None, "Tokens to write after each prompt; 128, or what the model holds, if left out."
-    )
-    max_length: int | None = option(None, "Tokens of prompt and answer together, instead of --max_new_tokens.")
-
-
-@dataclasses.dataclass
-class RuleArguments:
-    """Rule: reference (others bring their own settings, under the same kind of flags)"""
-
-    remasking: str | None = option(None, "low_confidence (the default): the surest places first; or random.")
-    stochastic_transfer: bool | None = option(None, "Draw how many places a step writes, instead of equal shares.")
 
 
 @dataclasses.dataclass
@@ -134,37 +92,6 @@ def json_texts(path: Path, lines: list[str]) -> Iterator[str]:
         yield text
 
 
-def new_tokens(arguments: LengthArguments, prompt: int, most: int | None) -> int:
-    """How many tokens follow a prompt of so many. most: tokens that the model holds."""
-    asked, whole = arguments.max_new_tokens, arguments.max_length
-    if whole is None:
-        return max(1, min(128, most - prompt if most else 128)) if asked is None else asked
-    new = whole - prompt
-    if asked not in (None, new):
-        raise UserError(
-            f"--max_length {whole} leaves {new} tokens after a prompt of {prompt}, and --max_new_tokens is {asked}; "
-            "give one of them."
-        )
-    if new < 1:
-        raise UserError(f"--max_length {whole} leaves nothing after a prompt of {prompt} tokens.")
-    return new
-
-
-def load(arguments: ReaderArguments) -> Loaded:
-    """The model on its device."""
-    from unmask import models
-
-    if not arguments.model:
-        raise UserError("no model given; type --model FOLDER.")
-    device = models.device(arguments.device)
-    report.quiet()
-    wanted = {name: getattr(arguments, name) for name in ("dtype", "attn_implementation", "mask_token", "family")}
-    loaded = models.load(ModelArguments(model_name_or_path=arguments.model, **wanted), device=device)
-    if arguments.right_shift_logits is not None:
-        loaded.model.config.shift = int(arguments.right_shift_logits)
-    return loaded
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The work
 
@@ -191,7 +118,7 @@ def answers(
     for chunk, canvas in zip(chunks, canvases, strict=True):
         # Closed before an answer is given: while it is drawn, rich sends what is printed to the bar's own stream.
         what = "sampling" if len(chunks) == 1 else f"sampling {chunk[-1] + 1}/{len(rows)}"
-        watch = Screen(loaded.tokenizer) if show else report.Bar(what, canvas.planned)
+        watch = Screen(loaded.tokenizer, sure=True) if show else report.Bar(what, canvas.planned)
         written, began = 0, time.monotonic()
         try:
             for step in decoding.unmask(predict, canvas):
@@ -207,14 +134,6 @@ def answers(
             yield finished(loaded, row, texts[i], stops)
 
 
-def ends_of(loaded: Loaded) -> tuple[list[int], list[int]]:
-    """Ids that end a text, and ids that end a turn: the model's own, and those that its family names."""
-    eos = several(loaded.model.config.eos_token_id) or several(loaded.tokenizer.eos_token_id)
-    vocabulary = loaded.tokenizer.get_vocab()
-    named = [vocabulary[token] for token in loaded.family.ends if token in vocabulary]
-    return eos, [i for i in named if i not in eos]
-
-
 def finished(loaded: Loaded, row: Row, prompt: str, stops: set[int]) -> Answer:
     """A filled row as text. What follows an end of text in an answer at the row's end is left out."""
     ids, free = row.ids.tolist(), row.free.tolist()
@@ -224,7 +143,7 @@ def finished(loaded: Loaded, row: Row, prompt: str, stops: set[int]) -> Answer:
         last = next((i for i in range(start, last) if ids[i] in stops), last)
     reason = "stop" if last < len(ids) else "length"
     cuts = [0, *(i for i in range(last) if free[i] != (free[i - 1] if i else False)), last]
-    decode = functools.partial(loaded.tokenizer.decode, skip_special_tokens=True)
+    decode = functools.partial(text_of, loaded.tokenizer)
     texts, pieces = [decode(ids[:cut]) for cut in cuts], []
     for (start, stop), (before, text) in zip(itertools.pairwise(cuts), itertools.pairwise(texts), strict=True):
         # As it reads after what stands before it: some tokenizers drop the space of a text that begins with one. A
@@ -234,44 +153,8 @@ def finished(loaded: Loaded, row: Row, prompt: str, stops: set[int]) -> Answer:
     return Answer(row, prompt, pieces, tokens, reason, row.step * (2 if row.reading.cfg_scale else 1))
 
 
-class Screen:
-    """The canvas on the terminal, drawn anew at each step: open places dim, tokens coloured by how sure they were."""
-
-    COLOURS = ((0.3, "red"), (0.7, "yellow"), (2.0, "green"))
-
-    def __init__(self, tokenizer: Any) -> None:
-        from rich.live import Live
-
-        self.tokenizer = tokenizer
-        self.live = Live(auto_refresh=False, transient=True)
-        self.live.start()
-
-    def draw(self, row: Row) -> None:
-        from rich.text import Text
-
-        places = zip(row.ids.tolist(), row.open.tolist(), row.free.tolist(), row.confidence.tolist(), strict=True)
-        styled = [(self.style(*place), place[0]) for place in places]
-        text = Text(overflow="fold")
-        for style, run in itertools.groupby(styled, key=lambda pair: pair[0]):  # a letter may be several tokens
-            ids = [token for _, token in run]
-            text.append("░" * len(ids) if style == "dim" else shown(self.tokenizer.decode(ids)), style=style)
-        self.live.update(text, refresh=True)
-
-    def style(self, token: int, is_open: bool, free: bool, sure: float) -> str:
-        colour = next(colour for limit, colour in self.COLOURS if not sure >= limit)
-        return "dim" if is_open else colour if free else "bold"
-
-    def close(self) -> None:
-        self.live.stop()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Answers out
-
-
-def shown(text: str) -> str:
-    """Text that a terminal can be trusted with: control characters as their pictures, `␛` for escape."""
-    return "".join(chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else "␡" if c == "\x7f" else c for c in text)
 
 
 def give(found: Iterator[Answer], output: str | None, settings: dict[str, Any]) -> None:
@@ -314,38 +197,17 @@ def record(answer: Answer, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def flags(argv: list[str]) -> dict[str, str]:
-    """Flags as they were typed, by their own spelling; UserError when two spellings of one say different things."""
-    said: dict[str, str] = {}
-    for word, after in itertools.pairwise([*argv, ""]):
-        name, sign, value = word.partition("=")
-        if name.startswith("--"):
-            said[name[2:].replace("-", "_")] = value if sign else after
-    for other, name in LEGACY.items():
-        if said.get(other) is not None and said.get(name, said[other]) != said[other]:
-            raise UserError(f"--{name} {said[name]} and --{other} {said[other]} mean the same setting; give one.")
-    return said
+REFUSED = {
+    "chat_template": "belongs to `unmask chat`; here a prompt is the text itself.",
+    "return_dict": "gives an object to a Python program; here --output FILE writes what there is to know.",
+}
 
 
-def read(prog: str, about: str, argv: list[str], groups: list[type]) -> tuple[list[Any], Options, dict[str, Any]]:
-    """(the groups, the options, all decoding settings that were given)."""
-    said = flags(argv)
-    for name, why in REFUSED.items():
-        if name in said or f"no_{name}" in said:
-            raise UserError(f"--{name} {why}")
-
-    def of_the_rule() -> dict[str, Any]:
-        from unmask import decoding
-
-        file = next((said[key] for key in ("config", "configs", "config_file") if key in said), None)
-        name = said.get("rule") or (read_yaml(file).get("rule") if file else None) or "reference"
-        return hints(decoding.rule_file(str(name))[1])
-
-    parsed = parse(prog, about, [*groups, Options, RuleArguments], argv, extra=of_the_rule, legacy=LEGACY)
-    *mine, options, rule = parsed.groups
-    settings = {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if f.name in parsed.given}
-    settings |= {k: v for k, v in dataclasses.asdict(rule).items() if v is not None} | parsed.more
-    options.check()
+def settings_of(
+    prog: str, about: str, argv: list[str], groups: list[type]
+) -> tuple[list[Any], Options, dict[str, Any]]:
+    """`reader.read`, and what the two commands here ask of texts."""
+    mine, options, settings = read(prog, about, argv, groups, refused=REFUSED)
     text = mine[1]
     if text.batch_size < 1:
         raise UserError(f"--batch_size is {text.batch_size}; it must be at least 1.")
@@ -355,16 +217,11 @@ def read(prog: str, about: str, argv: list[str], groups: list[type]) -> tuple[li
     return mine, options, settings
 
 
-def encode(loaded: Loaded, text: str) -> list[int]:
-    """Text to ids, with the names of special tokens in it as the letters they are."""
-    return list(loaded.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
-
-
 def main(argv: list[str]) -> int:
     """`unmask sample --model FOLDER -p "text" …`"""
     about = "Continue prompts with a masked diffusion model."
     groups = [ReaderArguments, TextArguments, LengthArguments]
-    (reader, arguments, length), options, settings = read("unmask sample", about, argv, groups)
+    (reader, arguments, length), options, settings = settings_of("unmask sample", about, argv, groups)
     for name, value in dataclasses.asdict(length).items():
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1.")
@@ -381,7 +238,7 @@ def main(argv: list[str]) -> int:
 def main_infill(argv: list[str]) -> int:
     """`unmask infill --model FOLDER -p "text {{8}} more text" …`"""
     about = "Fill gaps: {{8}} in a text is a gap of 8 tokens; there may be several. \\{{8}} is the text itself."
-    (reader, arguments), options, settings = read("unmask infill", about, argv, [ReaderArguments, TextArguments])
+    (reader, arguments), options, settings = settings_of("unmask infill", about, argv, [ReaderArguments, TextArguments])
     texts = texts_of(arguments)
     parts = [parse_gaps(text) for text in texts]
     for text, pieces in zip(texts, parts, strict=True):

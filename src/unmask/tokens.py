@@ -113,15 +113,9 @@ def group(
         kwargs = {"rows": rows, "encoder": Encoder(tokenizer, insert_eos), "text_field": text_field, **how}
         return datasets.IterableDataset.from_generator(_stream, features=FEATURES, gen_kwargs=kwargs)
     made_by = tokenizer_fingerprint(tokenizer, special=False)
-    texts = _name(FORMAT, rows._fingerprint, made_by, text_field, insert_eos)
-    grouped = _name(texts, how)
-    with _space():
-        folder = Path(
-            datasets.fingerprint.get_temporary_cache_files_directory()
-            if disable_caching
-            else Path(datasets.config.HF_DATASETS_CACHE) / "unmask"
-        )
-        folder.mkdir(parents=True, exist_ok=True)
+    texts = result_name(FORMAT, rows._fingerprint, made_by, text_field, insert_eos)
+    grouped = result_name(texts, how)
+    with results(disable_caching) as folder:
         file = folder / f"rows-{grouped}.arrow"
         if disable_caching or not file.is_file():
             encoder = Encoder(tokenizer, insert_eos)
@@ -132,7 +126,7 @@ def group(
     return result
 
 
-def _name(*what: Any) -> str:
+def result_name(*what: Any) -> str:
     """What a result in the cache is called: a hash of what it comes of."""
     return str(xxhash.xxh3_128_hexdigest(repr(what).encode()))
 
@@ -164,8 +158,7 @@ def _tokenised(
     """The ids of each document, kept under `name`: another --max_length begins from here."""
     size = rows.data.nbytes * len(rows) / max(1, len(rows.data))  # `data` may hold more rows than were selected
     batch = max(1, min(1000, int(CALL / (size / max(1, len(rows)) + 1))))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = int(min(most, cores, len(rows) // batch, 1 + size / WORTH_A_PROCESS))
+    workers = int(min(most, cores(), len(rows) // batch, 1 + size / WORTH_A_PROCESS))
     if workers <= (1 if encoder.backend is None else 2):
         # The threads of `tokenizers` do it: two processes took 7.7 s where two threads took 6.0 s (20 MB of text).
         workers = 1
@@ -184,6 +177,11 @@ def _tokenised(
             load_from_cache_file=cached,
             desc=desc,
         )
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _documents(table: pa.Table, indices: list[int], encode: Encode, text_field: str) -> pa.Table:
@@ -217,10 +215,16 @@ def _write(file: Path, blocks: Iterable[Ids]) -> None:
 
 
 @contextlib.contextmanager
-def _space() -> Iterator[None]:
-    """A full disk is the user's to see to."""
+def results(disable_caching: bool) -> Iterator[Path]:
+    """The folder for results: of the cache, or a temporary one. A full disk is the user's to see to."""
     try:
-        yield
+        folder = Path(
+            datasets.fingerprint.get_temporary_cache_files_directory()
+            if disable_caching
+            else Path(datasets.config.HF_DATASETS_CACHE) / "unmask"
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -1,6 +1,6 @@
-"""The command `unmask pretrain`: text in, a trained mask predictor out.
+"""A run of training, whatever is learnt: checked whole, then started. `pretrain.py` and `sft.py` are its two commands.
 
-In:  a model folder (`unmask init`), a dataset spec, settings from a YAML file and flags.
+In:  a `Job`: settings, and how its model and rows come about.
 Out: a run's folder: checkpoint-N, checkpoint-final, metrics.jsonl, loss.png, run.json.
 """
 
@@ -10,17 +10,19 @@ import dataclasses
 import math
 import shlex
 import signal
-import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmask import folders
-from unmask.config import DataArguments, ModelArguments, Parsed, TrainingArguments, UserError, named, parse
+from unmask import folders, report
+from unmask.config import Parsed, TrainingArguments, UserError, named
 
 if TYPE_CHECKING:
     import transformers
 
+    from unmask.models import Loaded
+    from unmask.prepare import Rows
     from unmask.trainer import Trainer
 
 # Keys of ours that `transformers.TrainingArguments` does not know.
@@ -34,6 +36,7 @@ REFUSED = {
     "dataloader_drop_last": "no row is dropped at an epoch's end",
     "include_num_input_tokens_seen": "metrics.jsonl counts the tokens already",
     "label_smoothing_factor": "the objective makes the loss; write one that smooths",
+    "do_train": "the command says what is done",
     "push_to_hub": "nothing is sent anywhere; upload checkpoint-final with the hub's own client",
     "torch_compile": "the head is read inside the forward pass, which would compile anew at each step",
     "train_sampling_strategy": "rows have an order of their own; see --group_by_length and --shuffle",
@@ -43,6 +46,38 @@ LEAST = dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_siz
 LEAST |= dict.fromkeys(("num_train_epochs", "warmup_steps", "learning_rate", "weight_decay"), 0)
 LEAST |= dict.fromkeys(("seed", "dataloader_num_workers"), 0)
 STEP_KEYS = {"eval_steps": "validation", "save_steps": "checkpoint", "logging_steps": "line of metrics"}
+
+
+@dataclasses.dataclass
+class Job:
+    """What a command of training brings along.
+
+    Attributes:
+        command: its name. settings: what was read: `model`, `data`, `training`, and groups of its own.
+        load: (transformers' arguments, whether the objective is causal) → the model, ready to train.
+        rows: the model → its rows. identity: the model → what else makes the curve, for resuming.
+        options: further arguments of `Trainer`.
+    """
+
+    command: str
+    settings: dict[str, Any]
+    load: Callable[[transformers.TrainingArguments, bool], Loaded]
+    rows: Callable[[Loaded], Rows]
+    identity: Callable[[Loaded], dict[str, Any]]
+    options: dict[str, Any]
+
+    @property
+    def data(self) -> Any:
+        return self.settings["data"]
+
+    @property
+    def training(self) -> TrainingArguments:
+        training: TrainingArguments = self.settings["training"]
+        return training
+
+    @property
+    def streaming(self) -> bool:
+        return getattr(self.data, "streaming", False)
 
 
 @dataclasses.dataclass
@@ -95,6 +130,8 @@ def to_transformers(
     for key, why in REFUSED.items():
         if more.get(key) not in (None, False, "no", 0, 0.0, "random"):
             raise UserError(f"--{key} has no effect here: {why}.")
+    if more.get("do_eval") is False:
+        raise UserError("--do_eval false has no effect here; type --eval_strategy no (there is always one at the end).")
     for key in ("eval_strategy", "save_strategy"):
         values[key] = "no" if str(values[key]).lower() == "false" else values[key]  # YAML reads a bare `no` as false
     values |= {"remove_unused_columns": False, "disable_tqdm": True}
@@ -118,13 +155,17 @@ def to_transformers(
         values[key] = int(values[key]) if values[key] >= 1 else values[key]
     try:
         made = transformers.TrainingArguments(**values)
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError, FileNotFoundError) as error:
         raise UserError(f"training settings: {str(error).strip().splitlines()[0]}") from None
+    launched = made.accelerator_config
+    for key in ("split_batches", "dispatch_batches", "even_batches"):
+        if getattr(launched, key) != getattr(type(launched)(), key):
+            raise UserError(f"accelerator_config {key} has no effect here: every process makes its own batches.")
+    if made.fp16 and made.device.type == "cpu":
+        raise UserError("--fp16 has no effect on a CPU; leave it out, or type --bf16 true.")
     if made.n_gpu > 1:
         # nn.DataParallel would split batches behind our back; one process a device is what the launchers are for.
         made._n_gpu = 1
-        from unmask import report
-
         report.say("several GPUs are here and one is used; `accelerate launch -m unmask pretrain …` takes them all.")
     return made
 
@@ -149,20 +190,20 @@ def warnings_before(args: Any, steps: int) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pretraining
+# A run
 
 
-def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
-    """Read and check everything a run needs; nothing is written to its folder."""
-    model_args, data, training = parsed.groups
+def check(job: Job) -> Path:
+    """The run's folder; UserError for settings that cannot be, before anything heavy is loaded."""
+    data, training = job.data, job.training
     if not training.output_dir:
         raise UserError("no run folder given; type --output_dir FOLDER.")
     if not data.dataset_args:
         raise UserError("no data given; type --dataset_args SPEC, such as data/text[train:2000,test:200].")
-    if data.streaming and training.max_steps < 1:
+    if job.streaming and training.max_steps < 1:
         raise UserError("--streaming needs --max_steps, since a stream has no length.")
-    if not 0 <= data.random_length_ratio <= 1:
-        raise UserError(f"--random_length_ratio is {data.random_length_ratio}; it must be from 0 to 1.")
+    if job.streaming and training.group_by_length:
+        raise UserError("--group_by_length needs to know all lengths, and --streaming knows none; keep one.")
     if data.max_length < 1:
         raise UserError(f"--max_length is {data.max_length}; it must be at least 1.")
     if training.eval_draws < 1:
@@ -170,13 +211,20 @@ def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
     if str(training.resume_from_checkpoint).lower() in ("false", "no"):
         training.resume_from_checkpoint = None
     folder = Path(training.output_dir)
-    command = shlex.join(["unmask", "pretrain", *argv])
     folders.check_folder(folder, training.resume_from_checkpoint, training.overwrite_output_dir)
+    return folder
+
+
+def prepare(job: Job, parsed: Parsed, argv: list[str]) -> Run:
+    """Read and check everything a run needs; nothing is written to its folder."""
+    folder = check(job)
+    data, training = job.data, job.training
+    command = shlex.join(["unmask", job.command, *argv])
 
     import datasets
     from accelerate import PartialState
 
-    from unmask import checkpoint, models, objectives, prepare, report, tokens, trackers
+    from unmask import adapters, checkpoint, objectives, tokens, trackers
     from unmask.trainer import Interrupt, Journal, Trainer
 
     report.quiet()
@@ -188,9 +236,8 @@ def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
     training.report_to = trackers.set_up(training.report_to)
     args = to_transformers(training, parsed.more, parsed.given)
     args.output_dir = str(folder)
-    named("objectives", training.objective)
-    model_args.dtype = model_args.dtype or "float32"
-    loaded = models.load(model_args, fresh=None, seed=training.seed)
+    kind = named("objectives", training.objective)
+    loaded = job.load(args, bool(getattr(getattr(kind, "Objective", None), "causal", False)))
     model, tokenizer = loaded.model, loaded.tokenizer
     most = getattr(model.config, "max_position_embeddings", None)
     if most and data.max_length > most:
@@ -198,15 +245,17 @@ def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
             f"--max_length {data.max_length} is beyond the model's {most}; lower it, or raise it in config.json."
         )
     with PartialState().main_process_first():
-        rows = prepare.rows(data, tokenizer, seed=training.seed, vocab_size=model.config.vocab_size)
+        rows = job.rows(loaded)
     report.say(*rows.remarks)
     train_rows: Any = rows.train
     test_rows: Any = rows.test
-    if data.streaming:
+    if job.streaming:
         if data.shuffle:
             train_rows = train_rows.shuffle(seed=training.seed, buffer_size=data.shuffle_buffer)
         test_rows = datasets.Dataset.from_list(list(test_rows))  # few, and asked for again and again
-    objective = objectives.load(training.objective, training.objective_args, model.config.mask_token_id)
+    objective = objectives.load(
+        training.objective, training.objective_args, getattr(model.config, "mask_token_id", None)
+    )
     manifest = {
         "command": command,
         "identity": {
@@ -217,18 +266,18 @@ def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
             "seed": training.seed,
             "max_length": data.max_length,
             "rows_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            "random_length_ratio": data.random_length_ratio,
             "shuffle": data.shuffle,
             "group_by_length": training.group_by_length,
             **{key: getattr(args, key) for key in ("learning_rate", "weight_decay", "adam_beta1", "adam_beta2")},
             "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+            **job.identity(loaded),
         },
         "parameters": model.num_parameters(),
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "fresh_weights": loaded.fresh,
         "validation_data": tokens.data_fingerprint(test_rows),
         "settings": {
-            "model": dataclasses.asdict(model_args),
-            "data": dataclasses.asdict(data),
+            **{name: dataclasses.asdict(group) for name, group in job.settings.items()},
             "training": {**dataclasses.asdict(training), **parsed.more},
             "objective": dataclasses.asdict(objective.settings) if hasattr(objective, "settings") else {},
         },
@@ -236,28 +285,32 @@ def prepare_pretrain(parsed: Parsed, argv: list[str]) -> Run:
     }
     if resume is not None:
         folders.check_same_run(resume.parent, manifest)
-        checkpoint.fits(resume, model)
-    # Last, since the Trainer makes the folder.
-    trainer = Trainer(
-        model,
-        args,
-        objective,
-        tokenizer,
-        train_rows,
-        test_rows,
-        shuffle=data.shuffle,
-        random_length_ratio=data.random_length_ratio,
-        token_bytes=tokens.token_bytes(tokenizer),
-        eval_draws=training.eval_draws,
-        by_length=training.group_by_length,
-        callbacks=[Journal(folder, objective.bound, training.run_name or folder.name), Interrupt()],
-    )
+        if loaded.adapter or hasattr(model, "peft_config"):
+            adapters.put_weights(model, resume)  # checks names and shapes
+        else:
+            checkpoint.fits(resume, model)
+    options = job.options | {
+        "shuffle": data.shuffle,
+        "token_bytes": tokens.token_bytes(tokenizer),
+        "eval_draws": training.eval_draws,
+        "by_length": training.group_by_length,
+        "callbacks": [Journal(folder, objective.bound, training.run_name or folder.name), Interrupt()],
+    }
+    try:  # last, since the Trainer makes the folder
+        trainer = Trainer(model, args, objective, tokenizer, train_rows, test_rows, **options)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"training settings: {str(error).strip().splitlines()[0]}") from None
     return Run(trainer, folder, manifest, resume, command)
+
+
+def _size(manifest: dict[str, Any]) -> str:
+    every, some = (report.amount(manifest[key]) for key in ("parameters", "trainable"))
+    return f"{every} parameters" if every == some else f"{some} of {every} parameters"
 
 
 def go(run: Run) -> int:
     """Train, validate, save. Returns the exit code: 0, or 130 / 143 when stopped by Ctrl-C / SIGTERM."""
-    from unmask import checkpoint, report, trackers
+    from unmask import checkpoint, trackers
 
     trainer, folder = run.trainer, run.folder
     first = trainer.is_world_process_zero()
@@ -273,7 +326,7 @@ def go(run: Run) -> int:
         report.say(*warnings_before(trainer.args, steps))
         rows = len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else "a stream of"
         report.say(
-            f"training {report.amount(run.manifest['parameters'])} parameters on {rows} rows, {steps} steps of "
+            f"training {_size(run.manifest)} on {rows} rows, {steps} steps of "
             f"{run.manifest['identity']['rows_per_step']} rows, on {trainer.args.device.type}."
         )
     trainer.accelerator.wait_for_everyone()
@@ -309,23 +362,3 @@ def go(run: Run) -> int:
         left = [("model", final), ("curve", folder / report.CURVE), ("metrics", folder / report.METRICS)]
         report.say(*(f"{what}: {path}" for what, path in left if path.exists()))
     return 0
-
-
-def main(argv: list[str]) -> int:
-    """`unmask pretrain --config FILE --key value …`"""
-    return go(prepare_pretrain(parse_pretrain(argv), argv))
-
-
-def parse_pretrain(argv: list[str]) -> Parsed:
-    return parse(
-        "unmask pretrain",
-        "Pretrain a masked diffusion model on text. `accelerate launch -m unmask pretrain …` uses many devices.",
-        [ModelArguments, DataArguments, TrainingArguments],
-        argv,
-        extra=trainer_fields,
-        legacy=LEGACY,
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -8,8 +8,6 @@ not: its order of rows and its sharding (`batches.py` says why), its loss, its v
 
 from __future__ import annotations
 
-import math
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -24,10 +22,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from unmask import checkpoint, ids, models, report, validate
-from unmask.batches import VALIDATION, Collate, Loader, Places, Seated, Split, Stream, Ticket, shares
+from unmask import adapters, checkpoint, ids, models, objectives, packing, report, validate
+from unmask.batches import VALIDATION, Collate, Loader, Places, Seated, Split, Stream, Ticket, lengths, shares
+from unmask.callbacks import Interrupt as Interrupt
+from unmask.callbacks import Journal as Journal
 from unmask.config import UserError
 from unmask.objectives import Objective
+from unmask.predict import Predict
+from unmask.tail import Tail
+
+# Validation rows that share a longest row, for the tail `step`: fixed, so that the number reported for a model depends
+# neither on how many rows a step of training has nor on how many processes there are.
+TOGETHER = 64
 
 
 class Trainer(transformers.Trainer):
@@ -41,11 +47,18 @@ class Trainer(transformers.Trainer):
         token_bytes: (vocabulary,) bytes of text each token stands for, for bits per byte; None leaves that out.
         eval_draws: independent noise per validation row.
         by_length: put rows of like length into the same step.
+        eos_tail: the end-of-text tail behind the answers of rows with labels: what `unmask.tail` reads; None leaves the
+            choice to the objective.
+        max_length: no tail makes a row longer; the model's own limit if left out.
+        packing: several rows share one of the forward pass; neither loss nor gradients change.
+
+    Raises:
+        UserError: a model that an objective or packing cannot work with; a tail that cannot be had.
     """
 
     def __init__(
         self,
-        model: transformers.PreTrainedModel,
+        model: Any,
         args: transformers.TrainingArguments,
         objective: Objective,
         tokenizer: transformers.PreTrainedTokenizerBase,
@@ -57,8 +70,13 @@ class Trainer(transformers.Trainer):
         token_bytes: NDArray[Any] | None = None,
         eval_draws: int = 1,
         by_length: bool = False,
+        eos_tail: str | None = "none",
+        max_length: int | None = None,
+        packing: bool = False,
         callbacks: list[transformers.TrainerCallback] | None = None,
     ) -> None:
+        tail = Tail.chosen(eos_tail, objectives.is_causal(objective))
+        check_fits(model, objective, tail, packing)
         super().__init__(
             model=model,
             args=args,
@@ -70,14 +88,37 @@ class Trainer(transformers.Trainer):
         )
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
-        self.objective, self.token_bytes, self.eval_draws = objective, token_bytes, eval_draws
-        self.shuffle, self.by_length = shuffle, by_length
+        self.objective, self.token_bytes = objective, token_bytes
+        self.eval_draws = 1 if objective.bound == "exact" else eval_draws  # without noise all draws are the same
+        self.shuffle, self.by_length, self.tail, self.packing = shuffle, by_length, tail, packing
         pad = tokenizer.pad_token_id
         self.pad_id = tokenizer.eos_token_id if pad is None else pad
-        self.collate = Collate(objective, seed=args.seed, pad_id=self.pad_id, random_length_ratio=random_length_ratio)
-        self.collate_test = Collate(objective, seed=args.seed, pad_id=self.pad_id, exact=True)
+        self.end_id: int | None = tokenizer.eos_token_id
+        how: dict[str, Any] = {"seed": args.seed, "pad_id": self.pad_id, "tail": tail, "end_id": self.end_id}
+        how["max_length"] = max_length or getattr(model.config, "max_position_embeddings", None)
+        self.collate = Collate(objective, random_length_ratio=random_length_ratio, **how)
+        self.collate_test = Collate(objective, exact=True, **how)
+        self.learnt = self.ends = 0.0  # tokens since the last line of metrics, and how many of them end a text
         # compute_loss divides by the whole step's count, so the Trainer must not divide by the accumulation again.
         self.loss_is_scaled_for_ga = True
+        if packing:
+            self._check_packing()
+
+    def _check_packing(self) -> None:
+        """UserError for a model that lets packed conversations see one another."""
+        flash = "flash" in self.model.config._attn_implementation
+        if flash and self.model.device.type == "cpu":  # FSDP moves the model later, and these kernels need a GPU
+            return
+        was_training = self.model.training
+        self.model.eval()
+        with untouched_randomness(), self.accelerator.autocast():
+            packing.refuse_leaks(models.predictor(self.model), self.model.config.model_type)
+        self.model.train(was_training)
+
+    def _predict(self, wrapped: nn.Module) -> Predict:
+        """The model, wrapped for training as it is, as objectives see it."""
+        predict = models.predictor(self.accelerator.unwrap_model(wrapped), wrapped)
+        return packing.Packed(predict) if self.packing else predict
 
     @property
     def interrupt(self) -> Interrupt | None:
@@ -85,13 +126,20 @@ class Trainer(transformers.Trainer):
         return next((c for c in self.callback_handler.callbacks if isinstance(c, Interrupt)), None)
 
     @property
-    def _reads_its_own_weights(self) -> bool:
-        """Whether checkpoints are read by `models.put_weights`.
+    def _wears_adapter(self) -> bool:
+        """Whether the model is one that `unmask.adapters` made, which saves and reads it."""
+        return "record" in vars(self.model)
+
+    def _read(self, folder: str) -> bool:
+        """Take the weights of a checkpoint; False where the Trainer has to.
 
         The Trainer of transformers 5.23 reads tensors without the renamings by which they were saved, and passes
         over names it does not know: a LLaDA would go on from its fresh weights without a word.
         """
-        return isinstance(self.model, transformers.PreTrainedModel) and not self.is_fsdp_enabled
+        if self.is_fsdp_enabled or not (self._wears_adapter or isinstance(self.model, transformers.PreTrainedModel)):
+            return False
+        (adapters if self._wears_adapter else models).put_weights(self.model, folder)
+        return True
 
     # -- batches
 
@@ -107,23 +155,39 @@ class Trainer(transformers.Trainer):
         rows = self.train_dataset
         if not hasattr(rows, "__len__"):
             return Loader(Stream(rows, split, self.collate), batch_size=None, **how)
-        lengths = [len(ids) for ids in rows["input_ids"]] if self.by_length else None
-        places = Places(len(rows), split, seed=args.seed, shuffle=self.shuffle, lengths=lengths)
+        known = lengths(rows) if self.by_length or self.tail.kind == "step" else None
+        places = Places(len(rows), split, seed=args.seed, shuffle=self.shuffle, lengths=known, by_length=self.by_length)
         return Loader(Seated(rows), batch_sampler=places, collate_fn=self.collate, **how)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """The divisor of the whole optimiser step: the objective's count over all micro-batches and processes."""
-        counts = [[float(self.objective.count(b)), float(b["supervised"].sum())] for b in batch_samples]
-        total = torch.tensor([*counts, [0.0, 0.0]], dtype=torch.float64).sum(0)
         stop = self.interrupt
-        total = torch.cat([total, torch.tensor([float(stop is not None and stop.caught is not None)]).double()])
+        stops = [float(stop is not None and stop.caught is not None)]
+        counts = [
+            [float(n) for n in (self.objective.count(b), b["supervised"].sum(), self._ends(b).sum())]
+            for b in batch_samples
+        ]
+        total = torch.tensor([*counts, [0.0, 0.0, 0.0]], dtype=torch.float64).sum(0)
+        total = torch.cat([total, torch.tensor(stops).double()])
         if self.args.world_size > 1:
             mps = device.type == "mps"  # which has no float64
             total = self.accelerator.gather(total.to(device, torch.float32 if mps else torch.float64)[None]).sum(0)
         self.state.num_input_tokens_seen += int(total[1])
-        if stop is not None and total[2] > 0:  # all processes stop after this step, whichever was told
+        self.learnt, self.ends = self.learnt + float(total[1]), self.ends + float(total[2])
+        if stop is not None and total[3] > 0:  # all processes stop after this step, whichever was told
             stop.agreed = True
         return total[0].clamp(min=1).to(device, torch.float32)
+
+    def _ends(self, batch: dict[str, Tensor]) -> Tensor:
+        """Which places are learnt and say that the text is over: (rows, places)."""
+        return batch["supervised"] & (batch["input_ids"] == (-1 if self.end_id is None else self.end_id))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As the Trainer does, and `eos_share`: of end-of-text tokens among those learnt since the last line."""
+        if "loss" in logs and self.learnt:
+            logs["eos_share"] = round(self.ends / self.learnt, 6)
+            self.learnt = self.ends = 0.0
+        super().log(logs, start_time)
 
     # -- loss
 
@@ -134,7 +198,7 @@ class Trainer(transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        loss = self.objective(models.predictor(self.accelerator.unwrap_model(model), model), inputs)
+        loss = self.objective(self._predict(model), inputs)
         # DDP, FSDP and DeepSpeed average the gradients of the processes; the loss is a sum over them.
         total = loss.total * (self.args.world_size / num_items_in_batch)
         return (total, {"nats": loss.nats}) if return_outputs else total
@@ -152,12 +216,14 @@ class Trainer(transformers.Trainer):
         began, was_training = time.monotonic(), self.model.training
         self.model.eval()
         with untouched_randomness(), self.compute_loss_context_manager(), self.accelerator.autocast():
-            predict = models.predictor(self.accelerator.unwrap_model(self.model_wrapped), self.model_wrapped)
-            found = validate.rows(predict, self.objective, self._test_batches(rows), self.token_bytes)
+            batches = self._test_batches(rows)
+            predict = self._predict(self.model_wrapped)
+            found = validate.rows(predict, self.objective, batches, self.token_bytes, self.end_id)
         self.model.train(was_training)
         if self.args.world_size > 1:
             found = gather_object(found)
-        metrics = {f"{metric_key_prefix}_{key}": value for key, value in validate.summary(found).items()}
+        summary = validate.summary(found, levels=not objectives.is_causal(self.objective))
+        metrics = {f"{metric_key_prefix}_{key}": value for key, value in summary.items()}
         metrics[f"{metric_key_prefix}_seconds"] = round(time.monotonic() - began, 2)
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -167,9 +233,13 @@ class Trainer(transformers.Trainer):
         split = Split(self.args.eval_batch_size, 1, self.args.world_size, self.args.process_index)
         draws, seats = self.eval_draws, Seated(rows)
         total = len(rows) * draws
+        longest = np.zeros(-(-len(rows) // TOGETHER), dtype=np.int64)
+        if self.tail.kind == "step":
+            longest = np.maximum.reduceat(lengths(rows), range(0, len(rows), TOGETHER))
         bar = report.Bar("validating", total) if total > 20 * split.step else None
         for start in range(0, total, split.step):
-            step = [Ticket(p // draws, p, VALIDATION) for p in range(start, min(start + split.step, total))]
+            seat = ((place // draws, place) for place in range(start, min(start + split.step, total)))
+            step = [Ticket(row, place, VALIDATION, int(longest[row // TOGETHER])) for row, place in seat]
             for mine in shares(step, split):
                 yield self.collate_test(seats.__getitems__(mine))
             if bar:
@@ -193,26 +263,28 @@ class Trainer(transformers.Trainer):
             checkpoint.keep(run, limit, self.state.best_model_checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        if self._wears_adapter and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            if self.args.should_save:
+                adapters.write(self.model, self.processing_class, folder)
+                torch.save(self.args, folder / "training_args.bin")
+            return
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            ids.portable(Path(output_dir or self.args.output_dir))
+            ids.portable(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if model is None and self._reads_its_own_weights:
-            models.put_weights(self.model, resume_from_checkpoint)
-        else:
+        if model is not None or not self._read(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         best = self.state.best_model_checkpoint
-        if best and self._reads_its_own_weights:
-            models.put_weights(self.model, best)
-        else:
+        if not best or not self._read(best):
             super()._load_best_model()
 
     def take(self, folder: Path) -> None:
         """Become what a checkpoint holds, without training on."""
-        models.put_weights(self.model, folder)
+        self._load_from_checkpoint(str(folder))
         self.model.to(self.args.device)
         self.state = transformers.TrainerState.load_from_json(str(folder / checkpoint.STATE))
 
@@ -221,7 +293,8 @@ class Trainer(transformers.Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # whose weights the Trainer gathers from all processes
             self.save_model(str(folder))
         elif self.is_world_process_zero():
-            checkpoint.save(self.accelerator.unwrap_model(self.model), self.processing_class, folder)
+            save = adapters.save if self._wears_adapter else checkpoint.save
+            save(self.accelerator.unwrap_model(self.model), self.processing_class, folder)
         self.accelerator.wait_for_everyone()
 
 
@@ -236,101 +309,18 @@ def untouched_randomness() -> Iterator[None]:
             np.random.set_state(kept)
 
 
-class Journal(transformers.TrainerCallback):
-    """Writes metrics.jsonl, shows the progress bar and the lines of validation."""
-
-    def __init__(self, folder: Path, bound: str, title: str) -> None:
-        self.folder, self.bound, self.title = folder, bound, title
-        self.bar: report.Bar | None = None
-        self.loss = ""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        state.compute_steps(args, state.max_steps)  # a resumed state brings its old intervals
-        self.seen, self.began = state.num_input_tokens_seen, time.monotonic()
-        if state.is_world_process_zero:
-            self.bar = report.Bar("training", state.max_steps, state.global_step)
-
-    def _speed(self, state: Any) -> float:
-        return (state.num_input_tokens_seen - self.seen) / max(time.monotonic() - self.began, 1e-9)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar:
-            speed = f"{report.amount(self._speed(state))} tokens/s"
-            self.bar.to(state.global_step, " · ".join(filter(None, (self.loss, speed))))
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not logs or "train_loss" in logs:
-            return
-        if not math.isfinite(logs.get("loss", 0.0)):
-            saved = checkpoint.numbered(self.folder)
-            raise UserError(
-                f"the loss is {logs['loss']} at step {state.global_step}: the run has diverged. Lower --learning_rate "
-                f"or --max_grad_norm; the last checkpoint is {saved[0].name if saved else 'none'}."
-            )
-        if not state.is_world_process_zero:
-            return
-        if "loss" in logs:
-            self.loss = f"loss {logs['loss']:.3f}"
-        line = {
-            "step": state.global_step,
-            "epoch": round(state.epoch or 0, 6),
-            **logs,
-            "tokens": state.num_input_tokens_seen,
-        }
-        if "loss" in logs:
-            line["tokens_per_second"] = round(self._speed(state), 1)
-        report.add_metrics(self.folder, line)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        text = f"step {state.global_step}: validation {report.validation_line(metrics, self.bound)}"
-        self.bar.line(text) if self.bar else report.say(text)
-        report.draw_curve(self.folder, self.title)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar:
-            self.bar.close()
-        if state.is_world_process_zero:
-            report.draw_curve(self.folder, self.title)
-
-
-class Interrupt(transformers.TrainerCallback):
-    """Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second Ctrl-C stops at once."""
-
-    def __init__(self) -> None:
-        self.caught: int | None = None
-        self.agreed = False
-        self.at = 0.0
-        self.before: dict[int, Any] = {}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self.before[number] = signal.signal(number, self._catch)
-            except ValueError:  # not the main thread: whoever started us handles signals
-                return
-
-    def _catch(self, number: int, frame: Any) -> None:
-        if self.caught is not None:
-            # launchers send a second signal by themselves, of another kind or at once: only a later Ctrl-C is meant
-            if number == signal.SIGINT and time.monotonic() - self.at > 2:
-                self.restore()
-                raise KeyboardInterrupt
-            return
-        self.caught, self.at = number, time.monotonic()
-        report.say("\nstopping after this step; a checkpoint will be saved (once more to stop at once).")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.agreed or (self.caught is not None and args.world_size == 1):
-            args.save_only_model = False  # else there would be nothing to go on from
-            control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.restore()
-
-    def restore(self) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        self.before = {}
+def check_fits(model: Any, objective: Objective, tail: Tail, packing: bool) -> None:
+    """UserError where model, objective, tail and packing do not go together."""
+    config = model.config
+    if objectives.is_causal(objective) and not (
+        getattr(config, "is_causal", True) and getattr(config, "shift", 0) == 1
+    ):
+        raise UserError(
+            "this objective predicts the next token, and the model sees it: load it as a causal one "
+            "(is_causal true, shift 1), or use --objective masked."
+        )
+    if packing and tail.kind == "step":
+        raise UserError(
+            "--packing with --eos_tail step: every row would be as long as the longest, so that none could share; "
+            "use --eos_tail block:32, a number or none, or --packing false."
+        )

@@ -24,9 +24,16 @@ LEVELS = 5
 
 @torch.no_grad()
 def rows(
-    predict: Predict, objective: Objective, batches: Iterable[dict[str, Tensor]], token_bytes: NDArray[Any] | None
+    predict: Predict,
+    objective: Objective,
+    batches: Iterable[dict[str, Tensor]],
+    token_bytes: NDArray[Any] | None,
+    end_id: int | None = None,
 ) -> list[tuple[float, ...]]:
-    """What each row costs: [(place, nats, plain nats, masked, tokens, bytes, t), …]; fillers are left out."""
+    """What each row costs: [(place, nats, plain nats, masked, tokens, bytes, t, ends), …]; fillers are left out.
+
+    ends: how many of the tokens are `end_id`, the end of text.
+    """
     found: list[tuple[float, ...]] = []
     for batch in batches:
         learnt = batch["supervised"]
@@ -35,21 +42,24 @@ def rows(
             size = (torch.from_numpy(token_bytes)[batch["input_ids"]] * learnt).sum(1)
         moved = {key: value.to(predict.device) for key, value in batch.items()}
         loss = objective(predict, moved)
-        columns = [batch["place"], loss.nats, loss.plain, batch["masked"].sum(1), learnt.sum(1), size, batch["t"]]
+        ends = ((batch["input_ids"] == (-1 if end_id is None else end_id)) & learnt).sum(1)
+        counts = (batch["masked"].sum(1), learnt.sum(1), size)
+        columns = [batch["place"], loss.nats, loss.plain, *counts, batch["t"], ends]
         table = torch.stack([column.double().cpu() for column in columns], 1)
         found += [tuple(row) for row in table.tolist() if row[0] != FILLER]
     return found
 
 
-def summary(found: Iterable[tuple[float, ...]]) -> dict[str, float]:
+def summary(found: Iterable[tuple[float, ...]], levels: bool = True) -> dict[str, float]:
     """The metrics of validation, without prefix.
 
     loss: nats per token, Σ bounds / Σ tokens. loss_se: its standard error over rows (a ratio estimate: the spread of
     bound_r - loss · tokens_r); it covers which rows were drawn as well as which noise. bits_per_byte likewise.
-    nats_at_0.1 … 0.9: cross-entropy of a masked token where about that share is masked.
+    nats_at_0.1 … 0.9: cross-entropy of a masked token where about that share is masked; without `levels` left out.
+    eos_share: of end-of-text tokens among those that count.
     """
     table = np.asarray(sorted(found), dtype=np.float64)
-    _, nats, plain, masked, tokens, size, t = table.T
+    _, nats, plain, masked, tokens, size, t, ends = table.T
     n, metrics = len(table), {}
 
     def ratio(below: NDArray[Any]) -> tuple[float, float]:
@@ -62,11 +72,11 @@ def summary(found: Iterable[tuple[float, ...]]) -> dict[str, float]:
         value, error = ratio(size)
         metrics["bits_per_byte"], metrics["bits_per_byte_se"] = value / math.log(2), error / math.log(2)
     level = np.minimum((t * LEVELS).astype(int), LEVELS - 1)
-    for i in range(LEVELS):
+    for i in range(LEVELS if levels else 0):
         count = masked[level == i].sum()
         if count:
             metrics[f"nats_at_{(i + 0.5) / LEVELS:.1f}"] = plain[level == i].sum() / count
-    metrics["tokens"] = tokens.sum()
+    metrics["tokens"], metrics["eos_share"] = tokens.sum(), ends.sum() / tokens.sum()
     return {key: float(value) for key, value in metrics.items()}
 
 

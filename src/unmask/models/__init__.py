@@ -11,6 +11,7 @@ taken by `bidirectional.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unmask import ids
+from unmask import adapters, ids, report
 from unmask.config import ModelArguments, UserError, named, nearest
 from unmask.predictor import Predictor as Predictor
 from unmask.predictor import predictor as predictor
@@ -51,12 +52,22 @@ class Family:
 
 @dataclass
 class Loaded:
-    """A model with what belongs to it. `fresh`: its weights are new, made from the config."""
+    """A model with what belongs to it.
+
+    Attributes:
+        fresh: its weights are new, made from the config. adapter: the folder of the LoRA adapter it wears, if any.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     family: Family
     fresh: bool
+    adapter: str | None = None
+
+    @property
+    def causal(self) -> bool:
+        """Whether it writes left to right; else it predicts masks."""
+        return bool(getattr(self.model.config, "is_causal", True))
 
 
 class Diffusion:
@@ -116,8 +127,8 @@ def find(name: str | None) -> str:
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            if (path / "adapter_config.json").is_file():
-                raise UserError(f"{name} is an adapter, not a model; merge it into its base model first.")
+            if adapters.is_adapter(path):
+                return name
             raise UserError(f"{name} has no config.json, so it is not a model folder; `unmask init` makes one.")
     elif path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
         around = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -160,16 +171,58 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def ready(
+    name: str, arguments: ModelArguments, causal: bool | None
+) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, ModuleType]:
+    """The config and tokenizer of a folder or hub name, made ready for a mask predictor or a causal model; its family.
+
+    Where a mask token had to be added, the config says so (`added_mask_token`) until the embedding has grown.
+    """
+    config, tokenizer = load_config(name), load_tokenizer(name)
+    file = family_file(config.model_type, arguments.family)
+    if causal is None:
+        causal = bool(getattr(config, "is_causal", True))
+    if causal:
+        config.is_causal, config.shift = True, 1
+        ids.check(tokenizer, config, mask=False)
+        return config, tokenizer, file
+    adapt = getattr(file, "adapt", None)
+    if adapt:
+        adapt(config, tokenizer, arguments.mask_token)
+    if file.FAMILY.shift and not hasattr(config, "shift"):
+        config.shift = file.FAMILY.shift
+    config.mask_token_id = ids.mask_id(tokenizer, config, arguments.mask_token)
+    if not getattr(config, "added_mask_token", False):  # then the model is checked when its embedding has grown
+        ids.check(tokenizer, config)
+    return config, tokenizer, file
+
+
 def load(
-    arguments: ModelArguments | str, *, fresh: bool | None = False, seed: int = 42, device: str | None = None
+    arguments: ModelArguments | str,
+    *,
+    fresh: bool | None = False,
+    seed: int = 42,
+    device: str | None = None,
+    causal: bool | None = False,
+    base: str | None = None,
+    quantization: Any = None,
+    trainable: bool = False,
 ) -> Loaded:
     """A model, its tokenizer and family.
 
     Args:
-        arguments: `ModelArguments`, or just a folder or hub name.
+        arguments: `ModelArguments`, or just a folder or hub name; of a model, or of an adapter, which comes with the
+            tokenizer and template it was trained with, on its base.
         fresh: True makes new weights from the config (seeded, on the CPU, so that they are the same everywhere);
             False reads them; None decides by `from_scratch`: a folder with weights stops until told.
         device: where to put the model; None leaves it on the CPU.
+        causal: False makes a mask predictor of any causal model; True keeps it as it is; None goes by its config, where
+            LLaDA and every model that was trained here say what they are.
+        base: the base of an adapter, where it does not lie where the adapter says.
+        quantization: a config of `transformers`, such as `adapters.quantised` gives.
+        trainable: whether an adapter's weights are to be trained on.
+
+    Weights that are read, without a dtype asked for, are float32 on a CPU and as they are stored elsewhere.
 
     Raises:
         UserError: what is missing, does not fit or cannot be a mask predictor.
@@ -178,7 +231,20 @@ def load(
 
     if isinstance(arguments, str):
         arguments = ModelArguments(model_name_or_path=arguments)
-    name = find(arguments.model_name_or_path)
+    name = own = find(arguments.model_name_or_path)
+    adapter = own if adapters.is_adapter(own) else None
+    if adapter:
+        name = find(base or adapters.base_of(adapter))
+        causal = adapters.causal(adapter) if causal is None else causal
+        record = adapters.read_record(adapter)
+        arguments = dataclasses.replace(
+            arguments,
+            mask_token=arguments.mask_token or record.mask_token,
+            family=arguments.family or record.family,
+        )
+        remark = adapters.check_base(adapter, name)
+        if remark:
+            report.say(remark)
     files = weight_files(name)
     if fresh is None:
         fresh = arguments.from_scratch
@@ -191,33 +257,26 @@ def load(
             fresh = True
     if not fresh and Path(name).is_dir() and not files:
         raise UserError(f"{name} has no weights (*.safetensors), only a config: train it with `unmask pretrain`.")
-    config = load_config(name)
-    tokenizer = load_tokenizer(name)
-    file = family_file(config.model_type, arguments.family)
-    adapt = getattr(file, "adapt", None)
-    if adapt:
-        adapt(config, tokenizer, arguments.mask_token)
-    if file.FAMILY.shift and not hasattr(config, "shift"):
-        config.shift = file.FAMILY.shift
-    config.mask_token_id = ids.mask_id(tokenizer, config, arguments.mask_token)
-    grows = getattr(config, "added_mask_token", False)  # then the model is checked when its embedding has grown
-    if not grows:
-        ids.check(tokenizer, config)
+    # of an adapter's base, as it was made ready for training
+    config, tokenizer, file = ready(name, arguments, causal)
     how: dict[str, Any] = (
         {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
     )
-    stored = None if fresh else config.dtype  # as the weights on the disk are
+    on_cpu = torch.device(device or "cpu").type == "cpu"
+    stored = None if fresh or on_cpu else config.dtype
     dtype = getattr(torch, arguments.dtype or str(stored or "float32").removeprefix("torch."))
     try:
         if fresh:
             set_seed(seed)
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, **how)
         else:
-            model = read_weights(name, config, dtype, how)
+            more = {"quantization_config": quantization} if quantization is not None else {}
+            model = read_weights(name, config, dtype, how | more)
     except (ImportError, ValueError) as error:
         if not how or isinstance(error, UserError):
             raise
         raise UserError(f"--attn_implementation {arguments.attn_implementation}: {first_line(error)}") from None
+    grows = getattr(config, "added_mask_token", False)
     finish = getattr(file, "finish", None)
     if finish:
         finish(model, tokenizer, fresh)
@@ -228,9 +287,12 @@ def load(
         kind = type(model)  # the same name, so that checkpoints name the architecture as before
         model.__class__ = type(kind.__name__, (Diffusion, kind), {"__module__": kind.__module__})
     refuse_causal(model)
-    if device:
+    if adapter:
+        model, tokenizer = adapters.put_on(model, adapter, trainable), load_tokenizer(adapter)
+        ids.check(tokenizer, model.config, mask=not causal)
+    if device and quantization is None:
         model.to(device)
-    return Loaded(model.eval(), tokenizer, file.FAMILY, bool(fresh))
+    return Loaded(model.eval(), tokenizer, file.FAMILY, bool(fresh), adapter)
 
 
 def read_weights(name: str, config: PretrainedConfig, dtype: torch.dtype, how: dict[str, Any]) -> PreTrainedModel:
@@ -270,7 +332,7 @@ def official_shapes(model: PreTrainedModel) -> dict[str, list[int]]:
 
 @torch.no_grad()
 def refuse_causal(model: PreTrainedModel) -> None:
-    """UserError unless the first place's logits move when the last token changes.
+    """UserError for a mask predictor unless the first place's logits move when the last token changes.
 
     Not every model obeys `is_causal = False`: mamba, stablelm, gpt_neo and lfm2 stayed causal without a word
     (transformers 5.23).

@@ -14,7 +14,7 @@ and imports neither a model nor another objective. `examples/custom_objective.py
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -54,10 +54,15 @@ class Objective(Protocol):
 
     input_ids (rows, places) clean tokens · supervised (rows, places) what may be learnt · attention (rows, places) or
     absent when there is no padding · masked (rows, places), weight (rows, places) from `noise` · t (rows,).
-    Filler rows, which even out the processes at an epoch's end, have nothing supervised.
+    A row is one conversation or one chunk of text, also where `predict` packs several into a row of its own. Filler
+    rows, which even out the processes at an epoch's end, have nothing supervised.
     """
 
-    mask_id: int
+    causal: ClassVar[bool] = False
+    """Whether it wants a model that sees only what stands before; then a row's first token is never supervised, for
+    nothing stands before it. A class without this attribute learns from both sides."""
+    mask_id: int | None
+    """The mask's token id; None where the model is causal and has none."""
     bound: str
     """What validation reports: "bound" (an upper bound on the negative log-likelihood) or "exact"."""
 
@@ -72,12 +77,23 @@ class Objective(Protocol):
     def __call__(self, predict: Predict, batch: dict[str, Tensor]) -> Loss: ...
 
 
-def load(name: str, settings: dict[str, Any] | None, mask_id: int) -> Objective:
-    """The objective called `name`, or in the file `name`, with its settings; UserError for unknown ones."""
+def is_causal(objective: Any) -> bool:
+    """What an objective, or its class, says in `causal`; False where it says nothing."""
+    return bool(getattr(objective, "causal", False))
+
+
+def load(name: str, settings: dict[str, Any] | None, mask_id: int | None) -> Objective:
+    """The objective called `name`, or in the file `name`, with its settings; UserError for unknown ones.
+
+    Args:
+        mask_id: the mask's token id; only a causal objective does without.
+    """
     file = named("objectives", name)
     for wanted in ("Settings", "Objective"):
         if not hasattr(file, wanted):
             raise UserError(f"{name}: an objective's file defines `Settings` and `Objective`; {wanted} is missing.")
+    if mask_id is None and not is_causal(file.Objective):
+        raise UserError(f"--objective {name} needs a mask token, and the model has none; name it with --mask_token.")
     return file.Objective(build(file.Settings, settings or {}), mask_id)
 
 

@@ -1,0 +1,128 @@
+"""What watches a training run: the journal that writes and shows it, the interrupt that stops it in good order.
+
+In:  the Trainer's events.  Out: metrics.jsonl, the loss curve, lines in the terminal; a checkpoint on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from unmask import checkpoint, report
+from unmask.config import UserError
+
+MUCH_EOS = 0.9
+
+
+class Journal(transformers.TrainerCallback):
+    """Writes metrics.jsonl, shows the progress bar and the lines of validation."""
+
+    def __init__(self, folder: Path, bound: str, title: str) -> None:
+        self.folder, self.bound, self.title = folder, bound, title
+        self.bar: report.Bar | None = None
+        self.loss = ""
+        self.warned = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)  # a resumed state brings its old intervals
+        self.seen, self.began = state.num_input_tokens_seen, time.monotonic()
+        if state.is_world_process_zero:
+            self.bar = report.Bar("training", state.max_steps, state.global_step)
+
+    def _speed(self, state: Any) -> float:
+        return (state.num_input_tokens_seen - self.seen) / max(time.monotonic() - self.began, 1e-9)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar:
+            speed = f"{report.amount(self._speed(state))} tokens/s"
+            self.bar.to(state.global_step, " · ".join(filter(None, (self.loss, speed))))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not logs or "train_loss" in logs:
+            return
+        if not math.isfinite(logs.get("loss", 0.0)):
+            saved = checkpoint.numbered(self.folder)
+            raise UserError(
+                f"the loss is {logs['loss']} at step {state.global_step}: the run has diverged. Lower --learning_rate "
+                f"or --max_grad_norm; the last checkpoint is {saved[0].name if saved else 'none'}."
+            )
+        if not state.is_world_process_zero:
+            return
+        if "loss" in logs:
+            self.loss = f"loss {logs['loss']:.3f}"
+        line = {
+            "step": state.global_step,
+            "epoch": round(state.epoch or 0, 6),
+            **logs,
+            "tokens": state.num_input_tokens_seen,
+        }
+        if "loss" in logs:
+            line["tokens_per_second"] = round(self._speed(state), 1)
+        report.add_metrics(self.folder, line)
+        if logs.get("eos_share", 0) > MUCH_EOS and not self.warned:
+            self.warned = True
+            self._say(
+                f"warning: {logs['eos_share']:.0%} of the tokens learnt are end of text, which soon teach nothing and "
+                "thin out the rest; a shorter tail (--eos_tail block:32) or --group_by_length true makes them fewer."
+            )
+
+    def _say(self, text: str) -> None:
+        self.bar.line(text) if self.bar else report.say(text)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        self._say(f"step {state.global_step}: validation {report.validation_line(metrics, self.bound)}")
+        report.draw_curve(self.folder, self.title)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.bar:
+            self.bar.close()
+        if state.is_world_process_zero:
+            report.draw_curve(self.folder, self.title)
+
+
+class Interrupt(transformers.TrainerCallback):
+    """Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+        self.agreed = False
+        self.at = 0.0
+        self.before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.before[number] = signal.signal(number, self._catch)
+            except ValueError:  # not the main thread: whoever started us handles signals
+                return
+
+    def _catch(self, number: int, frame: Any) -> None:
+        if self.caught is not None:
+            # launchers send a second signal by themselves, of another kind or at once: only a later Ctrl-C is meant
+            if number == signal.SIGINT and time.monotonic() - self.at > 2:
+                self.restore()
+                raise KeyboardInterrupt
+            return
+        self.caught, self.at = number, time.monotonic()
+        report.say("\nstopping after this step; a checkpoint will be saved (once more to stop at once).")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.agreed or (self.caught is not None and args.world_size == 1):
+            args.save_only_model = False  # else there would be nothing to go on from
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}

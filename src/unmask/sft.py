@@ -1,0 +1,104 @@
+"""The command `unmask sft`: instructions and answers in, a tuned model or a LoRA adapter out.
+
+In:  a trained model folder, instruction data (`instruct.py` says which), settings from a YAML file and flags.
+Out: a run's folder, see `train.py`; with `--lora true` its checkpoints are adapters, which `unmask merge` melts in.
+
+Only answers are learnt. `--objective autoregressive` tunes a causal model (Qwen, Llama, SmolLM) as it is, on the same
+rows in the same order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Any
+
+from unmask import train
+from unmask.adapters import LoraArguments
+from unmask.config import ModelArguments, Parsed, TrainingArguments, UserError, option, parse
+from unmask.instruct import SFTDataArguments
+
+if TYPE_CHECKING:
+    import transformers
+
+    from unmask.models import Loaded
+    from unmask.prepare import Rows
+
+
+@dataclasses.dataclass
+class SFTTrainingArguments(TrainingArguments):
+    __doc__ = TrainingArguments.__doc__
+
+    learning_rate: float = option(2e-5, "Peak learning rate; LoRA takes ten times as much.")
+    num_train_epochs: float = option(3.0, "Passes over the data.")
+    eval_steps: float = option(0.25, "Steps between two validations; below 1: a share of the run.")
+    save_steps: float = option(0.25, "Steps between two checkpoints; below 1: a share of the run.")
+    group_by_length: bool = option(True, "Put rows of like length into the same step.")
+
+
+def parse_sft(argv: list[str]) -> Parsed:
+    return parse(
+        "unmask sft",
+        "Tune a model on instructions and answers. `accelerate launch -m unmask sft …` uses many devices.",
+        [ModelArguments, LoraArguments, SFTDataArguments, SFTTrainingArguments],
+        argv,
+        extra=train.trainer_fields,
+        legacy=train.LEGACY,
+    )
+
+
+def prepare_sft(parsed: Parsed, argv: list[str]) -> train.Run:
+    """Read and check everything a run needs; nothing is written to its folder."""
+    model: ModelArguments
+    lora: LoraArguments
+    data: SFTDataArguments
+    training: SFTTrainingArguments
+    model, lora, data, training = parsed.groups
+    if model.from_scratch:
+        raise UserError("--from_scratch true: tuning goes on from trained weights; `unmask pretrain` makes them.")
+    alone = sorted(parsed.given & {f.name for f in dataclasses.fields(LoraArguments)} - {"lora"})
+    if alone and not lora.lora:
+        raise UserError(f"--{alone[0]} is a setting of LoRA, and --lora is not true; add --lora true, or leave it out.")
+
+    def load(args: transformers.TrainingArguments, causal: bool) -> Loaded:
+        from unmask import adapters, models
+
+        # What a tail is for, a causal model has in one token; and rows that are to be packed must not be made long.
+        options["eos_tail"] = data.eos_tail = data.eos_tail or (
+            "none" if causal else "block:32" if data.packing else "step"
+        )
+        if not lora.lora:
+            model.dtype = model.dtype or "float32"  # weights that are trained are kept in full
+        device = args.device.type if lora.lora else None
+        four = adapters.quantised(device) if lora.load_in_4bit else None
+        loaded = models.load(model, device=device, causal=causal, quantization=four, trainable=lora.lora)
+        if lora.lora and not loaded.adapter:
+            told = {"family": loaded.family.name, "objective": training.objective}
+            loaded.model = adapters.attach(loaded.model, lora, seed=training.seed, **told)
+        elif loaded.adapter and not lora.lora:
+            raise UserError(
+                f"{model.model_name_or_path} is an adapter; type --lora true to go on training it, or merge it first."
+            )
+        return loaded
+
+    def rows(loaded: Loaded) -> Rows:
+        from unmask import instruct
+
+        return instruct.rows(data, loaded.tokenizer, seed=training.seed, vocab_size=loaded.model.config.vocab_size)
+
+    def identity(loaded: Loaded) -> dict[str, Any]:
+        what = {key: value for key, value in dataclasses.asdict(lora).items() if key != "load_in_4bit"}
+        return {"lora": what if lora.lora else None, "eos_tail": data.eos_tail}
+
+    settings = {"model": model, "lora": lora, "data": data, "training": training}
+    options: dict[str, Any] = {"max_length": data.max_length, "packing": data.packing}
+    return train.prepare(train.Job("sft", settings, load, rows, identity, options), parsed, argv)
+
+
+def main(argv: list[str]) -> int:
+    """`unmask sft --config FILE --key value …`"""
+    return train.go(prepare_sft(parse_sft(argv), argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
