@@ -615,33 +615,24 @@ def test_help_is_there(capsys):
 
 @pytest.mark.slow
 def test_a_real_terminal(model):
-    """Typed into a pseudo-terminal: a canvas, Ctrl-C in the middle, commands, Ctrl-D; the terminal is left as it was."""
+    """On a pseudo-terminal: a canvas, Ctrl-C in the middle of it, a command, Ctrl-D; the terminal is as it was."""
     import pty
     import termios
 
     ours, theirs = pty.openpty()
-    before = termios.tcgetattr(theirs)
-    command = [
-        sys.executable,
-        "-m",
-        "unmask",
-        "chat",
-        "--model",
-        model,
-        "--max_new_tokens",
-        "200",
-        "--temperature",
-        "1",
-    ]
-    env = os.environ | {"TERM": "xterm", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    before = termios.tcgetattr(ours)
+    words = ["--model", model, "--max_new_tokens", "200", "--temperature", "1"]
+    command = [sys.executable, "-m", "unmask", "chat", *words]
+    env = os.environ | {"TERM": "xterm", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env)
-    seen = ""
+    os.close(theirs)  # so that reading ends with the process
+    seen = b""
 
     def until(text):
         nonlocal seen
-        while text not in seen:
-            seen += os.read(ours, 4096).decode(errors="replace")
-        found, seen = seen, ""
+        while text.encode() not in seen:
+            seen += os.read(ours, 4096)
+        found, seen = seen.decode(errors="replace"), b""
         return found
 
     until("/help lists")
@@ -654,4 +645,5 @@ def test_a_real_terminal(model):
     os.write(ours, b"\x04")
     until("Bye.")
     assert process.wait(60) == 0
-    assert termios.tcgetattr(theirs)[3] == before[3]
+    assert termios.tcgetattr(ours)[3] == before[3]
+    os.close(ours)

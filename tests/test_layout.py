@@ -45,19 +45,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tokens": {"config", "encode"},
     "ids": {"config"},  # whether tokenizer and model agree: asked by both
     "tokenizer": {"config", "report", "corpus", "encode", "ids"},
+    # from conversations to rows of ids
+    "chats": {"values"},
+    "prepared": {"values", "encode"},  # what lies in a folder of prepared rows
+    "template": {"values", "encode", "tokenizer", "chats"},
+    "labels": {"config", "chats", "encode", "tokens", "template"},
+    "instruct": {"config", "prepared", "corpus", "chats", "labels", "template"},
     "prepare": {
-        "config",
-        "report",
-        "corpus",
-        "encode",
-        "tokens",
-        "tokenizer",
-        "models",
-    },  # `models` loads the tokenizer
+        *("config", "report", "corpus", "encode", "tokens", "tokenizer", "models"),  # `models` loads the tokenizer
+        *("prepared", "instruct", "labels", "template"),
+    },
     # the network, what it learns, how it is read: three that never know one another, so that each can be exchanged
-    "predictor": {"predict"},  # the one way through a network of `transformers`
-    "models": {"config", "predict", "predictor", "ids"},
-    "models/__init__": {"config", "predict", "predictor", "ids", "decoding"},  # `model.generate`
+    "forward": {"config", "predict", "attention"},  # the one way through a network of `transformers`
+    "attention": {"config"},  # the mask that each back end understands
+    "packing": {"config", "predict"},
+    # adapters wrap a network that they are handed; loading puts them on, so it stands below them
+    "module_names": {"config"},
+    "adapter_folder": {"config"},
+    "adapters": {"config", "ids", "adapter_folder", "module_names"},
+    "models": {"config", "predict", "forward", "ids"},
+    "models/__init__": {"config", "report", "predict", "forward", "ids", "decoding", "adapters"},  # `model.generate`
     "objectives": {"config", "noise", "predict"},
     "canvas": {"config", "noise"},
     "signals": {"config", "predict", "canvas"},
@@ -66,17 +73,32 @@ MAY_IMPORT: dict[str, set[str]] = {
     # training
     "trackers": {"config", "report"},
     "folders": {"config", "report", "checkpoint"},
-    "batches": {"config", "noise", "objectives"},  # the objective draws the noise of a row, where batches are made
+    "tail": {"config"},
+    "batches": {
+        "config",
+        "noise",
+        "objectives",
+        "tail",
+    },  # the objective draws the noise of a row, where batches are made
     "checkpoint": {"config", "ids", "models"},
     "validate": {"config", "noise", "batches", "objectives", "predict"},
+    "callbacks": {"config", "report", "checkpoint"},
     "trainer": {
-        *("config", "report", "noise", "predict", "ids", "models", "objectives", "batches", "checkpoint", "validate"),
+        *("config", "report", "noise", "predict", "ids", "models", "adapters", "objectives", "batches", "packing"),
+        *("tail", "checkpoint", "validate", "callbacks"),
     },
     "train": {
-        *("config", "report", "noise", "corpus", "encode", "tokens", "tokenizer", "prepare", "models", "objectives"),
-        *("batches", "checkpoint", "validate", "trainer", "trackers", "folders"),
+        *("config", "report", "noise", "corpus", "encode", "tokens", "models", "adapters", "objectives", "batches"),
+        *("prepare", "prepared", "checkpoint", "validate", "trainer", "trackers", "folders"),
     },
     # commands
+    "pretrain": {"config", "train", "models", "prepare"},
+    "sft": {"config", "train", "models", "adapters", "prepare", "instruct", "template", "tail"},
+    "merge": {"config", "report", "ids", "models", "adapters", "adapter_folder", "checkpoint"},
+    "inspection": {
+        *("config", "report", "ids", "corpus", "chats", "models", "adapters", "objectives", "batches", "tail", "train"),
+        *("prepare", "prepared", "instruct", "screen"),
+    },
     "init": {"config", "report", "ids", "tokenizer", "models"},
     "sample": {"config", "report", "ids", "tokenizer", "models", "canvas", "decoding", "checkpoint"},
     "quickstart": ANY,  # it tells the whole story

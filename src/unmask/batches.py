@@ -213,7 +213,8 @@ class Collate:
         random_length_ratio: share of rows cut to a random length (LLaDA trains 1 % of them so); 0 in validation.
         exact: noise by the exact-count estimator, as validation draws it.
         tail: what comes behind the answer of a row with labels. end_id: the end of text it is made of.
-        max_length: no tail makes a row longer than this.
+        max_length: no tail makes a row longer than this. t: noise level of every row, from 0 to 1, to look at; each
+            row's own if left out.
     """
 
     def __init__(
@@ -227,8 +228,9 @@ class Collate:
         tail: Tail | None = None,
         end_id: int | None = None,
         max_length: int | None = None,
+        t: float | None = None,
     ) -> None:
-        self.objective, self.seed, self.pad_id = objective, seed, pad_id
+        self.objective, self.seed, self.pad_id, self.t = objective, seed, pad_id, t
         self.random_length_ratio, self.exact = random_length_ratio, exact
         self.tail, self.max_length = tail or Tail(), max_length
         if self.tail.kind != "none" and end_id is None:
@@ -278,7 +280,7 @@ class Collate:
             supervised = np.append(supervised, np.ones(extra, dtype=bool))
         if self.causal:
             supervised[:1] = False  # before the first token stands nothing that could tell it
-        t = noise.time(*where)
+        t = noise.time(*where) if self.t is None else self.t
         drawn = self.objective.noise(supervised, t, noise.generator(*where, noise.MASK), self.exact)
         return {"input_ids": ids, "supervised": supervised, "masked": drawn.masked, "weight": drawn.weight, "t": t}
 

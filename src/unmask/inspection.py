@@ -16,8 +16,6 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import numpy as np
-
 from unmask.config import DataArguments, ModelArguments, TrainingArguments, UserError, hints, option, parse
 from unmask.instruct import SFTDataArguments
 
@@ -119,7 +117,7 @@ def shown(
     objective = objectives.load(training.objective, training.objective_args, mask_id)
     split = batches.Split(training.per_device_train_batch_size, training.gradient_accumulation_steps)
     test = arguments.split == "test"
-    tail = Tail.parse(getattr(data, "eos_tail", None) or "none")
+    tail = Tail.chosen(data.eos_tail, objectives.is_causal(objective))
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     collate = batches.Collate(
         objective,
@@ -130,6 +128,7 @@ def shown(
         tail=tail,
         end_id=tokenizer.eos_token_id,
         max_length=data.max_length,
+        t=arguments.t,
     )
     places = batches.Places(
         len(rows),
@@ -144,7 +143,7 @@ def shown(
     for ticket in tickets:
         ticket = ticket._replace(epoch=batches.VALIDATION) if test else ticket
         pair = seats.__getitems__([ticket])
-        batch = collate(pair) if arguments.t is None else _at(arguments.t, collate, pair)
+        batch = collate(pair)
         ids = batch["input_ids"][0].tolist()
         own = len(pair[0][0]["input_ids"])
         whose = roles(ids[:own], tokenizer) + ["tail"] * (len(ids) - own)
@@ -153,18 +152,6 @@ def shown(
         made = [Token(*one) for one in zip(ids, texts, whose, learnt, masked, weight, strict=True)]
         ends = sum(token.learnt and token.id == tokenizer.eos_token_id for token in made)
         yield Shown(ticket.row, ticket.place, float(batch["t"][0]), made, ends)
-
-
-def _at(t: float, collate: Any, pair: Any) -> Any:
-    """A batch whose rows have the noise of one t."""
-    from unmask import noise
-
-    own = noise.time
-    noise.time = lambda *_: min(t, 1 - 1e-9)
-    try:
-        return collate(pair)
-    finally:
-        noise.time = own
 
 
 def spelt(ids: list[int], tokenizer: Any) -> list[str]:
@@ -241,6 +228,8 @@ def _style_of(role: str, learnt: bool, masked: bool) -> str:
 
 def summary(ready: Rows) -> list[str]:
     """How long the rows are, how much of them is learnt, and what training and validation rows have in common."""
+    import numpy as np
+
     from unmask import batches
 
     lines, seen = [], {}

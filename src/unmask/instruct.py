@@ -52,13 +52,15 @@ class SFTDataArguments:
         "Answers that are learnt: last, the conversation's last; all of them; prefix, the last of the first k turns, "
         "with k drawn for each row from --seed, and the turns after it left out (LLaDA).",
     )
-    eos_tail: str = option(
-        "step",
+    eos_tail: str | None = option(
+        None,
         "Ends of text learnt after the last answer, from which a masked model knows where to stop: step, up to the "
-        "longest row of the optimiser step (LLaDA); N of them; block:N, up to a multiple of N tokens; none.",
+        "longest row of the optimiser step (LLaDA's way, taken if left out); N of them; block:N, up to whole blocks of "
+        "N of the answer (block:32 if left out with --packing); none (always, with a causal objective).",
     )
     packing: bool = option(
-        False, "Several short conversations in one row of --max_length; they do not see one another."
+        False,
+        "Lay the rows of a batch out in fewer, none longer than the longest; they do not see one another.",
     )
     bad_rows: Literal["unanswered", "error", "drop"] = option(
         "unanswered",

@@ -27,7 +27,7 @@ FEATURES = datasets.Features({"input_ids": IDS, "labels": IDS, "prompt_len": dat
 COLUMNS = tuple(FEATURES)
 FORMAT = 1  # raise it when the same data and settings give other rows: earlier results in the cache are then left alone
 BATCH = 1000  # conversations tokenised together
-WORTH_A_PROCESS = 20_000  # conversations that repay starting one more process: some ten seconds of one core
+WORTH_A_PROCESS = 50_000  # conversations that repay starting one more process: some twenty seconds of one core
 
 
 # ---------------------------------------------------------------------------------------------------------------------

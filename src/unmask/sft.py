@@ -17,6 +17,7 @@ from unmask import train
 from unmask.adapters import LoraArguments
 from unmask.config import ModelArguments, Parsed, TrainingArguments, UserError, option, parse
 from unmask.instruct import SFTDataArguments
+from unmask.tail import Tail
 
 if TYPE_CHECKING:
     import transformers
@@ -63,10 +64,8 @@ def prepare_sft(parsed: Parsed, argv: list[str]) -> train.Run:
     def load(args: transformers.TrainingArguments, causal: bool) -> Loaded:
         from unmask import adapters, models
 
-        # What a tail is for, a causal model has in one token; and rows that are to be packed must not be made long.
-        options["eos_tail"] = data.eos_tail = data.eos_tail or (
-            "none" if causal else "block:32" if data.packing else "step"
-        )
+        asked = data.eos_tail or ("block:32" if data.packing and not causal else None)
+        options["eos_tail"] = data.eos_tail = str(Tail.chosen(asked, causal))
         if not lora.lora:
             model.dtype = model.dtype or "float32"  # weights that are trained are kept in full
         device = args.device.type if lora.lora else None
@@ -83,12 +82,21 @@ def prepare_sft(parsed: Parsed, argv: list[str]) -> train.Run:
 
     def rows(loaded: Loaded) -> Rows:
         from unmask import instruct
+        from unmask.template import Template
 
+        # saved with what is trained, so that a chat is written as training rows were
+        loaded.tokenizer.chat_template = Template(loaded.tokenizer, data.chat_template).source
         return instruct.rows(data, loaded.tokenizer, seed=training.seed, vocab_size=loaded.model.config.vocab_size)
 
     def identity(loaded: Loaded) -> dict[str, Any]:
+        from unmask.template import Template
+
         what = {key: value for key, value in dataclasses.asdict(lora).items() if key != "load_in_4bit"}
-        return {"lora": what if lora.lora else None, "eos_tail": data.eos_tail}
+        return {
+            "lora": what if lora.lora else None,
+            "eos_tail": data.eos_tail,
+            "template": Template(loaded.tokenizer).fingerprint,
+        }
 
     settings = {"model": model, "lora": lora, "data": data, "training": training}
     options: dict[str, Any] = {"max_length": data.max_length, "packing": data.packing}

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from unmask import adapters, ids, report
 from unmask.config import ModelArguments, UserError, named, nearest
-from unmask.predictor import Predictor as Predictor
-from unmask.predictor import predictor as predictor
+from unmask.forward import Predictor as Predictor
+from unmask.forward import predictor as predictor
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
