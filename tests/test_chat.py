@@ -281,6 +281,13 @@ def test_half_an_answer_is_kept_and_the_chat_goes_on(typed, says):
     assert "abc<|eot_id|>" in model.tokenizer.decode(model.prompts[-1])
 
 
+def test_half_a_letter_is_not_kept(typed, says):
+    model = says(lambda q: "a天" if q == "one" else "done", after=ctrl_c(3))
+    screen = typed("one", "two", words=("--model", "toy", "--block_size", "1"))[1]
+    assert "a\nstopped: what you see is kept" in screen
+    assert "a<|eot_id|>" in model.tokenizer.decode(model.prompts[-1])
+
+
 def test_what_has_a_gap_before_it_is_not_kept(typed, says):
     """Places 16, 17, … are written first; none of them is the beginning."""
     model = says(lambda _: "x" * 40, after=ctrl_c(3))
@@ -632,8 +639,8 @@ def test_a_real_terminal(model):
         nonlocal seen
         while text.encode() not in seen:
             seen += os.read(ours, 4096)
-        found, seen = seen.decode(errors="replace"), b""
-        return found
+        found, _, seen = seen.partition(text.encode())
+        return found.decode(errors="replace")
 
     until("/help lists")
     os.write(ours, "你好\n".encode())
@@ -642,6 +649,7 @@ def test_a_real_terminal(model):
     assert "\x1b[?25h" in until("stopped: ")
     os.write(ours, b"/stats\n")
     until("it was stopped")
+    until("> ")  # before that, Ctrl-D goes nowhere
     os.write(ours, b"\x04")
     until("Bye.")
     assert process.wait(60) == 0

@@ -97,7 +97,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "merge": {"config", "report", "ids", "models", "adapters", "adapter_folder", "checkpoint"},
     "inspection": {
         *("config", "report", "ids", "corpus", "chats", "models", "adapters", "objectives", "batches", "tail", "train"),
-        *("prepare", "prepared", "instruct", "screen"),
+        *("prepare", "prepared", "instruct", "sft", "screen"),
     },
     "init": {"config", "report", "ids", "tokenizer", "models"},
     "sample": {"config", "report", "ids", "tokenizer", "models", "canvas", "decoding", "checkpoint"},

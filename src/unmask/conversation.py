@@ -14,7 +14,7 @@ from unmask import report
 from unmask.canvas import Options, Row
 from unmask.config import UserError, cast, hints, nearest, option
 from unmask.reader import LEGACY, encode
-from unmask.screen import text_of
+from unmask.screen import BROKEN, text_of
 
 if TYPE_CHECKING:
     from unmask.answer import Writer
@@ -127,6 +127,8 @@ class Conversation:
         text = text_of(self.writer.loaded.tokenizer, ids)
         passes = row.step * (2 if row.reading.cfg_scale else 1)
         reason: Any = "stop" if ended else "length" if row.finished else "interrupted"
+        if reason == "interrupted":
+            text = text.rstrip(BROKEN)  # a letter of which only some bytes stand
         answer = Answer(question, text, len(ids), passes, seconds, reason, retries)
         self.answered.append(answer)
         if reason == "interrupted" and self.at < len(self.turns):

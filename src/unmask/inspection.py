@@ -299,6 +299,7 @@ def main(argv: list[str]) -> int:
 
     from unmask import ids, models, objectives, report
     from unmask.config import named
+    from unmask.sft import SFTTrainingArguments
 
     report.quiet()
     name = models.find(model.model_name_or_path)
@@ -310,6 +311,8 @@ def main(argv: list[str]) -> int:
     report.say(*ready.remarks)
     if task == "pretrain":
         data.eos_tail = "none"
+    elif "group_by_length" not in parsed.given:
+        training.group_by_length = SFTTrainingArguments().group_by_length
     rows = ready.train if arguments.split == "train" else ready.test
     print("\n".join(summary(ready)))
     for row in shown(rows, arguments, training, data, tokenizer, mask):
