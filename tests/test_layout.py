@@ -100,7 +100,20 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("prepare", "prepared", "instruct", "sft", "screen"),
     },
     "init": {"config", "report", "ids", "tokenizer", "models"},
-    "sample": {"config", "report", "ids", "tokenizer", "models", "canvas", "decoding", "checkpoint"},
+    # reading: what the commands share, what stands on the terminal, one answer, a conversation
+    "reader": {"config", "report", "canvas", "ids", "models", "adapters", "decoding"},
+    "screen": {"canvas"},
+    "terminal": {"config"},
+    "answer": {"config", "canvas", "decoding", "ids", "models", "reader", "signals"},
+    "conversation": {
+        *("config", "report", "canvas", "reader", "screen", "answer", "chats", "template", "decoding"),
+    },
+    "chat": {
+        *("config", "report", "canvas", "conversation", "reader", "screen", "terminal", "answer", "template", "models"),
+    },
+    "sample": {
+        *("config", "report", "ids", "tokenizer", "models", "canvas", "decoding", "checkpoint", "reader", "screen"),
+    },
     "quickstart": ANY,  # it tells the whole story
     "__main__": {"config"},  # commands by name, loaded when they are asked for
     "__init__": set(),  # public names by name, loaded when they are used

@@ -19,9 +19,11 @@ from typing import Any, Literal, Union
 
 from unmask.plugins import load_file as load_file
 from unmask.plugins import named as named
+from unmask.values import Refused as Refused
 from unmask.values import UserError as UserError
 from unmask.values import cast as cast
 from unmask.values import nearest as nearest
+from unmask.values import refuse
 
 
 def option(default: Any, help: str, *, aliases: Sequence[str] = (), metavar: str | None = None) -> Any:
@@ -235,6 +237,7 @@ def parse(
     *,
     extra: Extra | None = None,
     legacy: dict[str, str] | None = None,
+    refused: Refused | None = None,
     positional: tuple[str, str] | None = None,
 ) -> Parsed:
     """Read a command's settings.
@@ -243,12 +246,14 @@ def parse(
         groups: settings dataclasses, each a group in `--help`, headed by the first line of its docstring.
         extra: further accepted keys and their types (the fields of `transformers.TrainingArguments`).
         legacy: old spellings of keys → today's, taken from files and flags alike.
+        refused: keys known from elsewhere that cannot be here, with the reason; see `values.Refused`.
         positional: name and help of one optional positional argument, which must be a field of a group.
 
     Returns:
         One instance per group, the values given for `extra` keys, and the names of all keys that the user set.
     """
     legacy = legacy or {}
+    _no_args_file()
     parser = _Parser(
         prog=prog,
         usage=f"{prog} [options]",
@@ -305,7 +310,7 @@ def parse(
     more: dict[str, Any] = {}
     further: dict[str, Any] | None = None
     for key, (value, where) in values.items():
-        if key in kinds:
+        if key in kinds or refuse(key, value, refused or {}):
             continue
         bare = key.removeprefix("no_")
         if key.startswith("no_") and bare in kinds and is_switch(kinds[bare]):
@@ -337,6 +342,13 @@ def parse(
         given |= set(mine)
         instances.append(group(**mine))
     return Parsed(instances, more, given | set(more))
+
+
+def _no_args_file() -> None:
+    """UserError for a `SCRIPT.args`, from which `transformers.HfArgumentParser` would take more flags."""
+    file = Path(sys.argv[0] or "-").with_suffix(".args")
+    if file.is_file():
+        raise UserError(f"{file} is not read; write its flags as `key: value` into a YAML file, and type --config FILE.")
 
 
 def _underscored(word: str) -> str:

@@ -10,12 +10,15 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable
-from typing import Any, Literal, Union
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeAlias, Union
 
 NONE_WORDS = {"none", "null", ""}
 YES = {"true", "yes", "y", "on", "1"}
 NO = {"false", "no", "n", "off", "0"}
+
+Refused: TypeAlias = Mapping[str, tuple[Any, str]]
+"""Settings known from elsewhere that cannot be: name → (the value that changes nothing, `...` if each would; why)."""
 
 
 class UserError(ValueError):
@@ -29,6 +32,18 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """` Did you mean 'x'?`, or nothing when no name is near."""
     hint = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f" Did you mean {hint[0]!r}?" if hint else ""
+
+
+def refuse(key: str, value: Any, refused: Refused) -> bool:
+    """Whether a setting is one of `refused` with the value that changes nothing; UserError for another value of it."""
+    name = key if key in refused else key.removeprefix("no_")
+    if name not in refused:
+        return False
+    nothing, why = refused[name]
+    value = False if name != key else plain(value) if isinstance(value, str) else value
+    if nothing is ... or value != nothing:
+        raise UserError(f"--{name} {why}")
+    return True
 
 
 def number(text: str) -> int | float:
