@@ -16,10 +16,13 @@ from typing import Any
 
 import pytest
 from runs import make_text
+from test_sft import make_chats
 
 from unmask import reader, spec
 from unmask.__main__ import COMMANDS, main
+from unmask.adapters import LoraArguments
 from unmask.config import DataArguments, ModelArguments, TrainingArguments, UserError
+from unmask.instruct import SFTDataArguments
 from unmask.objectives import masked
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,6 +121,9 @@ def check_unmask(words: tuple[str, ...] | list[str]) -> None:
                 assert spec.parse(one)
 
 
+BEHIND = {"pt": "pretrain", "sft": "sft"}  # an example's name → the command it hands its flags on to
+
+
 def check_launched(module: bool, script: str, arguments: list[str]) -> None:
     """What a launcher starts: `-m unmask pretrain …`, or a file of the repository that hands its flags on to that."""
     if module:
@@ -125,7 +131,7 @@ def check_launched(module: bool, script: str, arguments: list[str]) -> None:
         check_unmask(arguments)
     else:
         assert (ROOT / script).is_file()
-        check_unmask(["pretrain", *arguments])
+        check_unmask([BEHIND[Path(script).stem], *arguments])
 
 
 def check(words: tuple[str, ...]) -> None:
@@ -158,9 +164,10 @@ def check(words: tuple[str, ...]) -> None:
         check_launched(read.module, read.training_script, read.training_script_args)
     elif program == "bash":
         script = (ROOT / rest[0]).read_text(encoding="utf-8")
-        recipe = re.search(r"configs/[\w-]+-pt\.yaml", script)
+        recipe, starts = re.search(r"configs/[\w.-]+\.yaml", script), re.search(r"examples/\w+/(pt|sft)\.py", script)
         assert recipe
-        check_unmask(["pretrain", "--configs", recipe[0], *rest[1:]])
+        assert starts
+        check_unmask([BEHIND[starts[1]], "--configs", recipe[0], *rest[1:]])
     else:
         pytest.fail(f"the pages have the command {program!r}; this test does not know how to check it")
 
@@ -202,10 +209,10 @@ def test_an_option_that_is_named_in_the_text_exists(page: Path) -> None:
 
     known = {"help", "help_all", "config", "configs", "config_file", "version", *trainer_fields()}
     for command in COMMANDS:
-        words = [command, "pretrain"] if command == "prepare" else [command]
-        for group in settings_of(words).groups:
-            for field in dataclasses.fields(group):
-                known |= {field.name, f"no_{field.name}", *field.metadata.get("aliases", ())}
+        for words in [["prepare", "pretrain"], ["prepare", "sft"]] if command == "prepare" else [[command]]:
+            for group in settings_of(words).groups:
+                for field in dataclasses.fields(group):
+                    known |= {field.name, f"no_{field.name}", *field.metadata.get("aliases", ())}
     known |= {field.name for field in dataclasses.fields(reference.Settings)}
     text = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
     named = {
@@ -259,7 +266,7 @@ def as_shown(value: Any) -> str:
 
 @pytest.mark.parametrize("page", [GUIDE, CHINESE[GUIDE]], ids=short)
 def test_the_guide_has_every_setting_with_its_default(page: Path) -> None:
-    groups = [ModelArguments, DataArguments, TrainingArguments, masked.Settings]
+    groups = [ModelArguments, DataArguments, TrainingArguments, masked.Settings, LoraArguments, SFTDataArguments]
     for group, table in zip(groups, tables(page, 3), strict=True):
         defaults = [(field.name, getattr(group(), field.name)) for field in dataclasses.fields(group)]
         told = [(row[0].strip("`"), row[1].strip("`")) for row in table]
@@ -283,8 +290,13 @@ SMALLER = {
     "tokenizer": "--vocab_size 300",
     "init": "--set d_model=32,n_layers=2,n_heads=2,n_kv_heads=2,mlp_hidden_size=64",
     "count": "",
-    "prepare": "--max_length 32 --num_proc 1",
+    "prepare pretrain": "--max_length 32 --num_proc 1",
+    "prepare sft": "--num_proc 1",
     "pretrain": "--max_steps 3 --max_length 32 --gradient_accumulation_steps 1 --logging_steps 1 --num_proc 1",
+    "inspect": "--rows 1 --num_proc 1",
+    "sft": "--max_steps 2 --gradient_accumulation_steps 1 --logging_steps 1 --num_proc 1",
+    "merge": "",
+    "chat": "-p Hello --max_length 8 --steps 4",
     "sample": "--max_new_tokens 8 --steps 4",
     "infill": "--steps 4",
 }
@@ -295,6 +307,7 @@ def at_work(folder: Path) -> Iterator[None]:
     """Inside a folder with the user's text in it."""
     (folder / "data").mkdir()
     make_text(folder / "data" / "my.jsonl", documents=400)
+    make_chats(folder / "data" / "my-chats.json")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield
@@ -304,14 +317,18 @@ def typed(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> str:
     """Run a command of the pages on little; returns what it printed."""
     assert words[0] == "unmask"
     capsys.readouterr()
-    assert main([*words[1:], *shlex.split(SMALLER[words[1]])]) == 0, " ".join(words)
+    smaller = SMALLER[" ".join(words[1:3] if words[1] == "prepare" else words[1:2])]
+    assert main([*words[1:], *shlex.split(smaller)]) == 0, " ".join(words)
     return capsys.readouterr().out
 
 
 def test_what_the_pages_do_with_your_own_text_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """README's commands and Python as they stand there, then those of the guide that have not been run by then."""
     own = commands_of(blocks_after(README, "## Train on your own text")[0])
-    assert [words[1] for words in own] == ["tokenizer", "init", "pretrain", "sample", "infill"]
+    own += commands_of(blocks_after(README, "## Tune it on instructions, and chat")[0])
+    assert [words[1] for words in own] == [
+        *("tokenizer", "init", "pretrain", "sample", "infill", "inspect", "sft", "merge", "chat"),
+    ]
     with at_work(tmp_path):
         printed = {words: typed(words, capsys) for words in own}
         sampled, filled = (next(out for words, out in printed.items() if words[1] == n) for n in ("sample", "infill"))

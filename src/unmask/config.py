@@ -348,7 +348,7 @@ def _no_args_file() -> None:
     """UserError for a `SCRIPT.args`, from which `transformers.HfArgumentParser` would take more flags."""
     file = Path(sys.argv[0] or "-").with_suffix(".args")
     if file.is_file():
-        raise UserError(f"{file} is not read; write its flags as `key: value` into a YAML file, and type --config FILE.")
+        raise UserError(f"{file} is not read; write its flags as `key: value` into a YAML file, for --config FILE.")
 
 
 def _underscored(word: str) -> str:

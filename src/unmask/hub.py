@@ -118,9 +118,10 @@ def main(argv: list[str]) -> int:
 
 
 def _names_after_switches(argv: Sequence[str]) -> list[str]:
-    """`--dataset NAME` and `--model NAME`, as `modelscope download` spells it, to `NAME --dataset` and `NAME`."""
+    """`--dataset NAME` and `--model NAME` (`modelscope download`; with _id: dllm) to `NAME --dataset` and `NAME`."""
     words = list(argv)
-    for switch, kept in (("--dataset", ["--dataset"]), ("--model", [])):
+    spelt = {"--dataset": ["--dataset"], "--model": list[str]()}
+    for switch, kept in (spelt | {f"{name}_id": kept for name, kept in spelt.items()}).items():
         if switch in words:
             at = words.index(switch)
             after = words[at + 1 : at + 2]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask import prepared
-from unmask.config import DataArguments, UserError, hints, nearest, option, parse
+from unmask.config import DataArguments, Refused, UserError, hints, nearest, option, parse
 from unmask.instruct import SFTDataArguments
 from unmask.prepared import NOTE as NOTE
 from unmask.prepared import Rows as Rows
@@ -106,6 +106,7 @@ class Settings:
     model_name_or_path: str | None = option(None, "Model folder or hub name, for its tokenizer.")
     output_dir: str | None = option(None, "Folder to write; name it in --dataset_args of the training.")
     overwrite: bool = option(False, "Replace an --output_dir that an earlier `unmask prepare` wrote.")
+    remove_columns: bool = option(True, "Other columns than the tokens' are left out; false says so and does the same.")
     seed: int = option(42, "Draws the rows that are held out, where the data have no test rows.")
 
 
@@ -122,6 +123,16 @@ USED_SFT = (
     *("dataset_args", "max_length", "truncation", "mask_prompt_loss", "chat_template", "train_on", "bad_rows"),
     *("num_proc", "disable_caching"),
 )
+
+
+# dllm's tools for the same take these, too.
+REFUSED: Refused = {
+    "sft_map_fn_path": (
+        "dllm.utils.default_mdlm_sft_map_fn",
+        "names a Python function, and none is called: --chat_template FILE, --train_on and --mask_prompt_loss say how "
+        "conversations become tokens.",
+    ),
+}
 
 
 def _data_settings(group: type, used: tuple[str, ...]) -> type:
@@ -149,7 +160,9 @@ def main(argv: list[str]) -> int:
         )
     kind, used = (SFTDataArguments, USED_SFT) if task == "sft" else (DataArguments, USED)
     settings_of: type = SFTSettings if task == "sft" else Settings
-    parsed = parse(f"unmask prepare {task}", TASKS[task], [settings_of, _data_settings(kind, used)], argv[1:])
+    groups = [settings_of, _data_settings(kind, used)]
+    refused = REFUSED if task == "sft" else {}
+    parsed = parse(f"unmask prepare {task}", TASKS[task], groups, argv[1:], refused=refused)
     settings: Any = parsed.groups[0]
     data: Any = kind(**dataclasses.asdict(parsed.groups[1]))
     for name, value in (("model_name_or_path", settings.model_name_or_path), ("output_dir", settings.output_dir)):
@@ -160,7 +173,11 @@ def main(argv: list[str]) -> int:
     from unmask import models, report
 
     report.quiet()
-    tokenizer = models.load_tokenizer(str(settings.model_name_or_path))
+    if not settings.remove_columns:
+        report.say("--remove_columns false: only the tokens' columns are written all the same; no other is trained on.")
+    name = str(settings.model_name_or_path)
+    bare = Path(name).is_dir() and not Path(name, "config.json").is_file()  # a tokenizer alone will do
+    tokenizer = models.load_tokenizer(name if bare else models.find(name))
     return (sft if task == "sft" else pretrain)(settings, data, tokenizer)
 
 

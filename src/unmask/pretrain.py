@@ -10,13 +10,24 @@ import sys
 from typing import TYPE_CHECKING
 
 from unmask import train
-from unmask.config import DataArguments, ModelArguments, Parsed, TrainingArguments, UserError, parse
+from unmask.config import DataArguments, ModelArguments, Parsed, Refused, TrainingArguments, UserError, parse
 
 if TYPE_CHECKING:
     import transformers
 
     from unmask.models import Loaded
     from unmask.prepare import Rows
+
+
+_WHOLE = "would do nothing: pretraining changes every weight. `unmask sft --lora true` trains an adapter."
+# Settings of tuning, which the tutorial's pretraining takes and leaves unread.
+REFUSED: Refused = {
+    **dict.fromkeys(("lora", "load_in_4bit"), (False, _WHOLE)),
+    **dict.fromkeys(("bias", "modules_to_save"), (None, _WHOLE)),
+    **dict.fromkeys(("target_modules", "r", "lora_alpha", "lora_dropout"), (..., _WHOLE)),
+    "truncation": (..., "would do nothing: texts are laid end to end and cut into rows, and none is too long."),
+    "mask_prompt_loss": (False, "would do nothing: a text has no prompt. `unmask sft` learns from conversations."),
+}
 
 
 def parse_pretrain(argv: list[str]) -> Parsed:
@@ -27,6 +38,7 @@ def parse_pretrain(argv: list[str]) -> Parsed:
         argv,
         extra=train.trainer_fields,
         legacy=train.LEGACY,
+        refused={**train.GONE, **REFUSED},
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from unmask import train
 from unmask.adapters import LoraArguments
-from unmask.config import ModelArguments, Parsed, TrainingArguments, UserError, option, parse
+from unmask.config import ModelArguments, Parsed, Refused, TrainingArguments, UserError, option, parse
 from unmask.instruct import SFTDataArguments
 from unmask.tail import Tail
 
@@ -37,6 +37,18 @@ class SFTTrainingArguments(TrainingArguments):
     group_by_length: bool = option(True, "Put rows of like length into the same step.")
 
 
+_TEXT = "would do nothing: conversations are rows of their own. `unmask pretrain` lays texts end to end."
+# Settings of pretraining.
+REFUSED: Refused = {
+    "text_field": (..., "would do nothing: the columns of conversations are known by their names."),
+    "streaming": (False, "is for `unmask pretrain`: instruction data are read whole, to be ordered and counted."),
+    "shuffle_buffer": (..., "is for streams, and instruction data are read whole."),
+    "drop_tail": (False, _TEXT),
+    "insert_eos": (..., "would do nothing: the template ends each turn, and --eos_tail says what follows the last."),
+    "random_length_ratio": (0, _TEXT),
+}
+
+
 def parse_sft(argv: list[str]) -> Parsed:
     return parse(
         "unmask sft",
@@ -45,6 +57,7 @@ def parse_sft(argv: list[str]) -> Parsed:
         argv,
         extra=train.trainer_fields,
         legacy=train.LEGACY,
+        refused={**train.GONE, **REFUSED},
     )
 
 

@@ -93,6 +93,7 @@ def open_part(part: Part, streaming: bool) -> Source:
             raise UserError(f"no file or folder {name!r}.{hint} A data set of that name on the hub is hf:{name}.")
         return _library(name, part, streaming, hint)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        _check_options(part, "is a folder written by save_to_disk")
         try:
             got = datasets.load_from_disk(str(path))
         except IndexError:  # datasets 5.2 writes no file for no rows, and then looks for one
@@ -112,8 +113,17 @@ def _has_card(folder: Path) -> bool:
     return card.is_file() and re.match(head, card.read_text("utf-8", errors="replace")[:100_000]) is not None
 
 
+def _check_options(part: Part, what: str, *, configurations: bool = False, text: bool = False) -> None:
+    """UserError for an option that would do nothing here."""
+    if "name" in part.options and not configurations:
+        raise UserError(f"dataset spec '{part}': name: is for data sets in several configurations, and here {what}.")
+    if "by" in part.options and not text:
+        raise UserError(f"dataset spec '{part}': by: is for txt files, and here {what}.")
+
+
 def _library(name: str, part: Part, streaming: bool, hint: str = "") -> Source:
     """A data set in which `datasets` finds its own way: on the hub, or a folder with a card."""
+    _check_options(part, "is a data set with a layout of its own", configurations=True)
     try:
         got = datasets.load_dataset(name, part.options.get("name"), streaming=streaming)
     except DatasetNotFoundError as error:
@@ -121,7 +131,7 @@ def _library(name: str, part: Part, streaming: bool, hint: str = "") -> Source:
     except ConnectionError as error:
         why = f"no file or folder {name!r} here, and the hub does not answer ({one_line(error)}).{hint}"
         why += f" Where it is reachable, `unmask download {name} --dataset` fetches the files."
-    except READ_ERRORS as error:
+    except (*READ_ERRORS, RuntimeError) as error:  # RuntimeError for a repository that is a script (datasets 5.2)
         why = f"cannot load the data set {name!r}: {one_line(error)}. A configuration is chosen by {name}[name:…]."
     else:
         return Source(got, find(name))
@@ -168,9 +178,7 @@ def _files(part: Part, files: dict[str, list[Path]], streaming: bool, path: Path
         mix = "; ".join(f"{kind}: {', '.join(n[:3])}{', …' if len(n) > 3 else ''}" for kind, n in kinds.items())
         raise UserError(f"{part.name!r} mixes kinds of data ({mix}). Name one, e.g. {f'{part.name}/*{most.suffix}'!r}.")
     kind = next(iter(kinds))
-    if "name" in part.options or ("by" in part.options and kind != "text"):
-        wrong = "name: is for data sets in several configurations" if "name" in part.options else "by: is for txt files"
-        raise UserError(f"dataset spec '{part}': {wrong}, and here are {kind} files.")
+    _check_options(part, f"are {kind} files", text=kind == "text")
     if not any(f.stat().st_size for f in every):
         raise UserError(f"{part.name!r} is empty (0 bytes).")
     if any(f.suffix == ".zst" for f in every) and not datasets.config.ZSTANDARD_AVAILABLE:

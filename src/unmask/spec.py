@@ -104,6 +104,10 @@ def _part(text: str) -> Part:
     name, options = _brackets(text)
     if not find(name) and (not name or "[" in name or "]" in name):
         raise UserError(f"dataset spec {text!r}: write one name and one pair of brackets: path[train:2000,test:200].")
+    if not find(name) and re.fullmatch(r"\w+=[^,/]+(,\s*\w+=[^,]*)*", name):
+        raise UserError(
+            f"dataset spec {text!r}: nothing is called so here; if key=value is meant, write path[train:2000,test:200]."
+        )
     part = Part(name)
     for word in options.split(",") if options.strip() else []:
         key, _, value = (w.strip() for w in word.partition(":"))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask import folders, report
-from unmask.config import Parsed, TrainingArguments, UserError, named
+from unmask.config import Parsed, Refused, TrainingArguments, UserError, named
 
 if TYPE_CHECKING:
     import transformers
@@ -29,6 +29,34 @@ if TYPE_CHECKING:
 OURS = {"objective", "objective_args", "overwrite_output_dir", "warmup_ratio", "group_by_length", "eval_draws"}
 # Keys of transformers 4 that 5 removed or renamed, as the tutorial's users may still write them.
 LEGACY = {"evaluation_strategy": "eval_strategy", "no_cuda": "use_cpu"}
+LEGACY |= {f"per_gpu_{part}_batch_size": f"per_device_{part}_batch_size" for part in ("train", "eval")}
+_SENT = (None, "is gone: nothing is sent anywhere; upload checkpoint-final with the hub's own client.")
+_APEX = "is gone, with apex; --bf16 true is taken, or type --fp16 true."
+_TPU = "is gone: TPUs are not supported."
+_FSDP = "is gone: accelerate's own file sets up FSDP, `accelerate launch --config_file FILE …`."
+# Those that are neither: a value of theirs that asks for nothing is let through, so that an old file can be kept.
+GONE: Refused = {
+    "logging_dir": (..., "is gone: a run's files are in --output_dir; TENSORBOARD_LOGGING_DIR moves TensorBoard's."),
+    "save_safetensors": (True, "is gone: weights are always written as safetensors."),
+    "use_mps_device": (False, "is gone: the GPU of a Mac is taken if there is one; --use_cpu true takes the CPU."),
+    "adafactor": (False, "is gone: type --optim adafactor."),
+    "torchdynamo": (None, "is gone, and --torch_compile has no effect here."),
+    "jit_mode_eval": (False, "is gone: validation runs what training runs."),
+    "use_legacy_prediction_loop": (False, "is gone: there is one way to validate."),
+    "include_inputs_for_metrics": (False, "is gone: validation reports the objective's bound."),
+    "include_tokens_per_second": (..., "is gone: metrics.jsonl has tokens_per_second always."),
+    "past_index": (-1, "is gone: no state goes from one batch to the next."),
+    "ray_scope": ("last", "is gone: there is no search over settings here."),
+    "mp_parameters": ("", "is gone: SageMaker's launcher is not supported."),
+    "fp16_opt_level": ("O1", _APEX),
+    "half_precision_backend": ("auto", _APEX),
+    "fp16_backend": ("auto", _APEX),
+    "tpu_num_cores": (None, _TPU),
+    "tpu_metrics_debug": (False, _TPU),
+    "fsdp_min_num_params": (0, _FSDP),
+    "fsdp_transformer_layer_cls_to_wrap": (None, _FSDP),
+    **dict.fromkeys(("push_to_hub_model_id", "push_to_hub_organization", "push_to_hub_token"), _SENT),
+}
 # Fields of `transformers.TrainingArguments` that would be accepted and do nothing, or break what is promised.
 REFUSED = {
     "auto_find_batch_size": "it would change the rows of a step; set --per_device_train_batch_size",
@@ -38,6 +66,7 @@ REFUSED = {
     "label_smoothing_factor": "the objective makes the loss; write one that smooths",
     "do_train": "the command says what is done",
     "push_to_hub": "nothing is sent anywhere; upload checkpoint-final with the hub's own client",
+    "remove_unused_columns": "what is not learnt from is left out where rows are made",
     "torch_compile": "the head is read inside the forward pass, which would compile anew at each step",
     "train_sampling_strategy": "rows have an order of their own; see --group_by_length and --shuffle",
     "use_liger_kernel": "it would replace the head that the loss reads",
@@ -132,6 +161,8 @@ def to_transformers(
             raise UserError(f"--{key} has no effect here: {why}.")
     if more.get("do_eval") is False:
         raise UserError("--do_eval false has no effect here; type --eval_strategy no (there is always one at the end).")
+    if more.get("disable_tqdm") is False:
+        raise UserError("--disable_tqdm false has no effect here: a bar is drawn where there is a terminal.")
     for key in ("eval_strategy", "save_strategy"):
         values[key] = "no" if str(values[key]).lower() == "false" else values[key]  # YAML reads a bare `no` as false
     values |= {"remove_unused_columns": False, "disable_tqdm": True}

@@ -233,13 +233,17 @@ class Trainer(transformers.Trainer):
         split = Split(self.args.eval_batch_size, 1, self.args.world_size, self.args.process_index)
         draws, seats = self.eval_draws, Seated(rows)
         total = len(rows) * draws
-        longest = np.zeros(-(-len(rows) // TOGETHER), dtype=np.int64)
+        longest = np.zeros(len(rows), dtype=np.int64)
         if self.tail.kind == "step":
-            longest = np.maximum.reduceat(lengths(rows), range(0, len(rows), TOGETHER))
+            sizes = lengths(rows)
+            order = np.argsort(-sizes, kind="stable") if self.by_length else np.arange(len(rows))
+            for start in range(0, len(rows), TOGETHER):
+                some = order[start : start + TOGETHER]
+                longest[some] = sizes[some].max()
         bar = report.Bar("validating", total) if total > 20 * split.step else None
         for start in range(0, total, split.step):
             seat = ((place // draws, place) for place in range(start, min(start + split.step, total)))
-            step = [Ticket(row, place, VALIDATION, int(longest[row // TOGETHER])) for row, place in seat]
+            step = [Ticket(row, place, VALIDATION, int(longest[row])) for row, place in seat]
             for mine in shares(step, split):
                 yield self.collate_test(seats.__getitems__(mine))
             if bar:
