@@ -170,6 +170,12 @@ def test_rows_far_apart_do_not_lengthen_one_another_in_validation(make):
     assert found["eval_tokens"] == 4 * TOGETHER + 2 * 12
 
 
+def test_rows_of_like_length_share_a_tail_in_validation_as_in_training(make):
+    lengths = [12, 4] * TOGETHER
+    trainer = make(network(), trainer={"eos_tail": "step", "by_length": True})
+    assert trainer.evaluate(data(lengths, prompt=0))["eval_tokens"] == sum(lengths)
+
+
 def test_no_tail_goes_beyond_max_length_or_what_the_model_holds(make):
     tokens = [
         make(network(), trainer={"eos_tail": "100", **how}).evaluate()["eval_tokens"]
