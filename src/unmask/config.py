@@ -318,7 +318,8 @@ def parse(
         if further is None:
             further = extra() if extra else {}
         if key in further:
-            more[key] = cast(value, further[key], key)
+            if value is not None or further[key] is Any or type(None) in typing.get_args(further[key]):
+                more[key] = cast(value, further[key], key)
             continue
         known = [*kinds, *further]
         what = f"{where}unknown key {key!r}." if where else f"unknown option --{key}."

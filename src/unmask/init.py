@@ -53,7 +53,8 @@ PRESETS: dict[str, tuple[dict[str, Any], str]] = {
         "6M without vocabulary (as SMDM's smallest, gated): CPU, an hour",
     ),
     "llada-2M": (llada(192, 4, 3, 512, 256, 10_000.0), "2M without vocabulary: CPU, minutes"),
-    "llada-1M": (llada(128, 5, 2, 384, 256, 10_000.0), "1M without vocabulary: CPU, minutes; the quickstart's"),
+    "llada-1M": (llada(128, 5, 2, 384, 256, 10_000.0), "1M without vocabulary: CPU, minutes"),
+    "llada-200k": (llada(64, 4, 4, 192, 256, 10_000.0), "0.2M without vocabulary: CPU, minutes; the quickstart's"),
 }
 
 

@@ -286,7 +286,9 @@ def main(argv: list[str]) -> int:
 
     groups = [InspectArguments, ModelArguments, both(DataArguments, SFTDataArguments), TrainingArguments, LoraArguments]
     about = "Show the first rows of a training set as the model will meet them. The YAML file of a run will do."
-    parsed = parse("unmask inspect", about, groups, argv, extra=train.trainer_fields, legacy=train.LEGACY)
+    parsed = parse(
+        "unmask inspect", about, groups, argv, extra=train.trainer_fields, legacy=train.LEGACY, refused=train.GONE
+    )
     arguments, model, data, training, _ = parsed.groups
     if arguments.rows < 1:
         raise UserError(f"--rows is {arguments.rows}; it must be at least 1.")

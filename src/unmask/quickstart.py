@@ -1,7 +1,8 @@
 """The command `unmask quickstart`: the whole road on this machine's own text, in minutes and without a download.
 
 In:  the documentation and sources of Python's standard library, which are on every machine.
-Out: a tokenizer, a small LLaDA trained on them, its validation bound beside two baselines, samples and a filled gap.
+Out: a tokenizer and a small LLaDA trained on them, its validation bound beside two baselines, samples and a filled gap;
+     then the same model tuned on five tasks, its accuracies before and after; an adapter on top, merged, and asked.
 
 Each step is a command that anyone can type, and is printed as such before it runs.
 """
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from unmask import report, tasks
 from unmask.config import UserError, option, parse
 
 # Folders of the standard library that are not prose or code one would want to read: tests, tables, applications.
@@ -23,6 +25,18 @@ LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "enc
 LEFT_OUT |= {"turtledemo", "pydoc_data", "ensurepip", "__pycache__", "lib-dynload"}
 HELD_OUT = 0.02
 PROMPTS = ["def __init__(self, ", "import ", '"""Return ']
+ROWS, HELD = 3000, 200  # rows of each task to train on, and questions held out
+STEPS = 10
+# What suits matrices so small on a CPU, where conversions cost more than bfloat16 saves.
+SMALL: dict[str, object] = {
+    "per_device_eval_batch_size": 64,
+    "gradient_accumulation_steps": 1,
+    "warmup_ratio": 0.05,
+    "bf16": False,
+    "eval_steps": 0.5,
+    "save_steps": 0.5,
+}
+CANVAS = 16  # places of an answer
 GAP = ("    if not isinstance(", "):\n        raise TypeError(")
 
 
@@ -31,7 +45,9 @@ class QuickstartArguments:
     """Quickstart"""
 
     output_dir: str = option("output/quickstart", "Folder for everything that is made; made anew each time.")
-    steps: int = option(1600, "Optimiser steps: fewer is quicker and worse.")
+    steps: int = option(1600, "Steps of pretraining: fewer is quicker and worse.")
+    tune_steps: int = option(1200, "Steps of tuning on the five tasks.")
+    adapter_steps: int = option(300, "Steps of the adapter's tuning on docstrings.")
     vocab_size: int = option(
         268, "Size of the tokenizer's vocabulary: little more than the 256 bytes, so that minutes are enough."
     )
@@ -70,8 +86,27 @@ def write_text(folder: Path, seed: int) -> tuple[Path, int]:
     return paths[0], sum(len(text.encode()) for _, text in documents)
 
 
-def step(number: int, of: int, what: str, command: list[str] | None = None) -> None:
-    print(f"\n[{number}/{of}] {what}", flush=True)
+def write_instructions(home: Path, seed: int) -> tuple[list[tasks.Row], list[tasks.Row]]:
+    """Write the five tasks' rows, and those of the adapter with docstrings among them; returns the five tasks'."""
+    texts = [text for _, text in library()]
+    train, test = tasks.make(seed, tasks.words_of(texts), ROWS, HELD)
+    asked = tasks.docstrings(texts)
+    random.Random(seed).shuffle(asked)
+    held = len(asked) // 20
+    # The adapter sees as many rows of the tasks as docstrings, so that it does not unlearn them.
+    parts = {"tasks": (train, test), "docstrings": (asked[held:] + train[: len(asked)], asked[:held])}
+    for name, both in parts.items():
+        folder = home / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, rows in zip(("train", "test"), both, strict=True):
+            with (folder / f"{part}.jsonl").open("w", encoding="utf-8") as file:
+                for row in rows:
+                    file.write(json.dumps(row) + "\n")
+    return train, test
+
+
+def step(number: int, what: str, command: list[str] | None = None) -> None:
+    print(f"\n[{number}/{STEPS}] {what}", flush=True)
     if command:
         print(
             "      unmask " + " ".join(word if word and " " not in word else f'"{word}"' for word in command),
@@ -79,94 +114,191 @@ def step(number: int, of: int, what: str, command: list[str] | None = None) -> N
         )
 
 
+def words_of(settings: dict[str, object]) -> list[str]:
+    return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
 def main(argv: list[str]) -> int:
     """`unmask quickstart [--steps N]`"""
-    about = "Train a small masked diffusion model on the documentation and sources of Python's standard library."
+    about = "Train, tune and ask a small masked diffusion model, all from what Python's standard library holds."
     arguments = parse("unmask quickstart", about, [QuickstartArguments], argv).groups[0]
-    if arguments.steps < 1:
-        raise UserError(f"--steps is {arguments.steps}; it must be at least 1.")
+    for name in ("steps", "tune_steps", "adapter_steps"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1.")
     began = time.monotonic()
     home = Path(arguments.output_dir)
+    code = pretrained(home, arguments) or tuned(home, arguments)
+    if code == 0:
+        print(
+            f"\ndone in {report.duration(time.monotonic() - began)}. Loss curves: {home / 'run' / report.CURVE}, "
+            f"{home / 'tuned' / report.CURVE}\nnext: unmask chat --model {home / 'merged'}\n"
+            f'      unmask sample --model {home / "run" / "checkpoint-final"} -p "class "\n'
+            "      unmask pretrain --help, unmask sft --help, and the guide in docs/"
+        )
+    return code
 
-    step(1, 6, "text: the documentation and sources of Python's standard library")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text, and a model of it
+
+
+def pretrained(home: Path, arguments: QuickstartArguments) -> int:
+    """Steps 1 to 6; the exit code."""
+    step(1, "text: the documentation and sources of Python's standard library")
     train, size = write_text(home / "text", arguments.seed)
     print(f"      {size / 1e6:.1f} MB of text in {train.parent}; {HELD_OUT:.0%} of the documents held out")
 
-    from unmask import init, pretrain, report, sample, tokenizer
+    from unmask import init, pretrain, sample, tokenizer
     from unmask import train as training
 
     report.quiet()
     words = ["--corpus", str(train), "--vocab_size", str(arguments.vocab_size), "--output_dir", str(home / "tokenizer")]
-    step(2, 6, "a tokenizer for that text", ["tokenizer", *words])
+    step(2, "a tokenizer for that text", ["tokenizer", *words])
     tokenizer.main([*words, "--overwrite"])
 
-    words = [
-        "llada-1M",
-        "--set",
-        "weight_tying=true",
-        "--tokenizer",
-        str(home / "tokenizer"),
-        "--output_dir",
-        str(home / "model"),
-    ]
-    step(3, 6, "a small LLaDA: config and tokenizer, no weights yet", ["init", *words])
+    words = ["llada-200k", "--set", "weight_tying=true", "--tokenizer", str(home / "tokenizer")]
+    words += ["--output_dir", str(home / "model")]
+    step(3, "a small LLaDA: config and tokenizer, no weights yet", ["init", *words])
     init.main([*words, "--overwrite"])
 
-    settings = {
-        "model_name_or_path": home / "model",
-        "dataset_args": train.parent,
-        "output_dir": home / "run",
-        "max_length": 128,
-        "max_steps": arguments.steps,
-        "per_device_train_batch_size": 16,
-        "per_device_eval_batch_size": 64,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 4e-3,
-        "warmup_ratio": 0.05,
-        "eval_on_start": True,
-        "bf16": False,  # for matrices so small, conversions cost more than bfloat16 saves on a CPU
-        "eval_steps": 0.5,
-        "save_steps": 0.5,
-        "logging_steps": max(1, arguments.steps // 100),
-        "seed": arguments.seed,
-    }
-    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    step(4, 6, "pretraining", ["pretrain", *words])
-    parsed = pretrain.parse_pretrain([*words, "--overwrite_output_dir"])
-    run = pretrain.prepare_pretrain(parsed, words)
+    words = words_of(
+        {
+            "model_name_or_path": home / "model",
+            "dataset_args": train.parent,
+            "output_dir": home / "run",
+            "max_length": 128,
+            "max_steps": arguments.steps,
+            **SMALL,
+            "per_device_train_batch_size": 16,
+            "learning_rate": 4e-3,
+            "eval_on_start": True,
+            "logging_steps": max(1, arguments.steps // 100),
+            "seed": arguments.seed,
+        }
+    )
+    step(4, "pretraining", ["pretrain", *words])
+    run = pretrain.prepare_pretrain(pretrain.parse_pretrain([*words, "--overwrite_output_dir"]), words)
     unigram = baseline(run)
     code = training.go(run)
     if code:
         return code
 
-    step(5, 6, "what it learnt: nats per token on the held-out documents")
+    step(5, "what it learnt: nats per token on the held-out documents")
     lines = [line for line in report.read_metrics(home / "run") if "eval_loss" in line]
     show_bounds(lines[0], lines[-1], unigram, arguments.vocab_size)
 
     model = str(home / "run" / "checkpoint-final")
-    words = [
-        "--model",
-        model,
-        "--max_new_tokens",
-        "64",
-        "--steps",
-        "64",
-        "--temperature",
-        "0.5",
-        "--seed",
-        str(arguments.seed),
-    ]
+    words = ["--model", model, "--max_new_tokens", "64", "--steps", "64", "--temperature", "0.5"]
     prompts = [word for prompt in PROMPTS for word in ("-p", prompt)]
-    step(6, 6, "samples, and a gap filled from both sides", ["sample", *words[:6], "-p", PROMPTS[0]])
-    sample.main([*words, *prompts])
+    step(6, "samples, and a gap filled from both sides", ["sample", *words, "-p", PROMPTS[0]])
+    sample.main([*words, "--seed", str(arguments.seed), *prompts])
     print()
-    sample.main_infill(["--model", model, "--seed", str(arguments.seed), "-p", "{{8}}".join(GAP)])
-    print(
-        f"\ndone in {report.duration(time.monotonic() - began)}. The loss curve: {home / 'run' / report.CURVE}\n"
-        f'next: unmask sample --model {model} -p "class "\n'
-        "      unmask pretrain --help, and the guide in docs/"
+    return sample.main_infill(["--model", model, "--seed", str(arguments.seed), "-p", "{{8}}".join(GAP)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Instructions, and a model that follows them
+
+
+def tuned(home: Path, arguments: QuickstartArguments) -> int:
+    """Steps 7 to 10; the exit code."""
+    from unmask import chat, merge, sft
+    from unmask import train as training
+
+    train, test = write_instructions(home, arguments.seed)
+    step(7, f"instructions: five tasks, {ROWS:,} questions each to learn from and {HELD} others to be asked")
+    print("      " + " · ".join(asked.format("…") for asked, _ in tasks.TASKS.values()))
+    model = home / "run" / "checkpoint-final"
+    before = tasks.right(test, ask(model, test))
+    how = SMALL | {"max_length": 128, "eos_tail": f"block:{CANVAS}", "group_by_length": False, "seed": arguments.seed}
+    words = words_of(
+        {
+            "model_name_or_path": model,
+            "dataset_args": home / "tasks",
+            "output_dir": home / "tuned",
+            "max_steps": arguments.tune_steps,
+            **how,
+            "per_device_train_batch_size": 32,
+            "learning_rate": 3e-3,
+            # Every masked letter counts the same: what is asked for is the answer, not a bound on its likelihood.
+            "objective_args": "weight=none,normalise=masked",
+            "logging_steps": max(1, arguments.tune_steps // 100),
+        }
     )
+    step(8, "tuning", ["sft", *words])
+    code = training.go(sft.prepare_sft(sft.parse_sft([*words, "--overwrite_output_dir"]), words))
+    if code:
+        return code
+    model = home / "tuned" / "checkpoint-final"
+    show_accuracies(before, tasks.right(test, ask(model, test)), tasks.most_frequent(train, test))
+
+    words = words_of(
+        {
+            "model_name_or_path": model,
+            "dataset_args": home / "docstrings",
+            "output_dir": home / "adapter",
+            "max_steps": arguments.adapter_steps,
+            **how,
+            "lora": True,
+            "per_device_train_batch_size": 32,
+            "learning_rate": 3e-3,
+            "logging_steps": max(1, arguments.adapter_steps // 30),
+        }
+    )
+    step(9, "an adapter on top (LoRA), from functions and their docstrings; then merged", ["sft", *words])
+    code = training.go(sft.prepare_sft(sft.parse_sft([*words, "--overwrite_output_dir"]), words))
+    if code:
+        return code
+    words = ["--lora_path", str(home / "adapter" / "checkpoint-final"), "--merge_path", str(home / "merged")]
+    print("      unmask " + " ".join(["merge", *words]), flush=True)
+    merge.main([*words, "--overwrite"])
+    share = tasks.right(test, ask(home / "merged", test))
+    print(f"      the merged model's accuracy on the five tasks: {sum(share.values()) / len(share):.0%}")
+
+    words = ["--model", str(home / "merged"), "--max_new_tokens", "48", "--steps", "48", "--block_size", str(CANVAS)]
+    questions = [test[HELD]["instruction"], test[-1]["instruction"], "What does sort do?"]
+    step(10, "asked", ["chat", *words, "-p", questions[0]])
+    for question in questions:
+        print(f"\n{question}", flush=True)
+        chat.main([*words, "-p", question])
     return 0
+
+
+def ask(model: Path, rows: list[tasks.Row]) -> list[str]:
+    """A model's answers to questions, each on a canvas of its own, by the loop that chat and sampling use."""
+    from unmask import models, reader, sample
+    from unmask.template import Template
+
+    loaded = models.load(str(model))
+    template = Template(loaded.tokenizer)
+    prompts = [template.prompt([{"role": "user", "content": row["instruction"]}]) for row in rows]
+    canvases: list[list[int | None]] = [[*prompt, *[None] * CANVAS] for prompt in prompts]
+    eos, eot = reader.ends_of(loaded)
+    settings = {"steps": CANVAS // 2, "eos_token_id": eos, "eot_token_id": [*eot, *template.ends]}
+    found = sample.answers(loaded, ["" for _ in rows], canvases, settings, batch_size=200, show=False)
+    return ["".join(answer.pieces[1:]) for answer in found]
+
+
+def show_accuracies(before: dict[str, float], after: dict[str, float], baseline: dict[str, float]) -> None:
+    """The table of the five tasks."""
+    from rich.console import Console
+    from rich.table import Table
+
+    print(f"\n      right answers to {HELD} questions each, whose words and numbers were never trained on\n")
+    table = Table(box=None, padding=(0, 2, 0, 6))
+    for title, side in (("", "left"), ("before", "right"), ("after", "right"), ("most frequent answer", "right")):
+        table.add_column(title, justify=side)  # type: ignore[arg-type]
+    columns = (before, after, baseline)
+    for task in tasks.TASKS:
+        table.add_row(task, *(f"{column[task]:.0%}" for column in columns))
+    means = [sum(column.values()) / len(column) for column in columns]
+    table.add_row("mean", *(f"{mean:.1%}" for mean in means), style="bold")
+    Console().print(table)
+    print(f"      {100 * (means[1] - means[2]):.0f} points above the most frequent answer")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the bound is compared with
 
 
 def baseline(run: object) -> float:

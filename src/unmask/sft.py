@@ -40,7 +40,6 @@ class SFTTrainingArguments(TrainingArguments):
 _TEXT = "would do nothing: conversations are rows of their own. `unmask pretrain` lays texts end to end."
 # Settings of pretraining.
 REFUSED: Refused = {
-    "text_field": (..., "would do nothing: the columns of conversations are known by their names."),
     "streaming": (False, "is for `unmask pretrain`: instruction data are read whole, to be ordered and counted."),
     "shuffle_buffer": (..., "is for streams, and instruction data are read whole."),
     "drop_tail": (False, _TEXT),
