@@ -114,7 +114,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sample": {
         *("config", "report", "ids", "tokenizer", "models", "canvas", "decoding", "checkpoint", "reader", "screen"),
     },
-    "tasks": set(),
+    "tasks": {"values"},
     "quickstart": ANY,  # it tells the whole story
     "__main__": {"config"},  # commands by name, loaded when they are asked for
     "__init__": set(),  # public names by name, loaded when they are used

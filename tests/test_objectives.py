@@ -255,3 +255,12 @@ def test_the_unigram_baseline_is_the_entropy_of_its_own_counts():
 
 def test_noise_uses_are_apart():
     assert len({noise.TIME, noise.MASK, noise.LENGTH, noise.ORDER}) == 4
+
+
+def test_no_weight_can_be_asked_for_on_the_command_line():
+    from unmask.config import TrainingArguments, parse
+
+    words = ["--objective_args", "weight=none,normalise=masked"]
+    training = parse("x", "", [TrainingArguments], words).groups[0]
+    made = objectives.load("masked", training.objective_args, 1)
+    assert (made.settings.weight, made.settings.normalise) == ("none", "masked")

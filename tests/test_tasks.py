@@ -8,6 +8,7 @@ import itertools
 import pytest
 
 from unmask import tasks
+from unmask.values import UserError
 
 WORDS = ["".join(letters) for letters in itertools.islice(itertools.product("abcdefg", repeat=4), 0, None, 3)]
 
@@ -41,7 +42,7 @@ def test_the_same_seed_gives_the_same_rows() -> None:
 
 
 def test_too_few_words() -> None:
-    with pytest.raises(ValueError, match="too few"):
+    with pytest.raises(UserError, match="too few"):
         tasks.make(0, WORDS[:10], 5, 10)
 
 

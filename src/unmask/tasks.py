@@ -4,8 +4,8 @@ In:  texts, for the words in them; a seed.
 Out: Alpaca rows {instruction, input, output, task}; how many answers are right, beside the best one answer could do.
 
 Words have four letters and numbers four digits, and they stand at the question's end. So each letter of the answer lies
-as far from the letter it comes of in every row, which a network of 200,000 parameters can learn in minutes. With words
-of three to six letters it learnt nothing in the same time (docs/log.md).
+as far from the letter it comes of in every row, which a network of 200,000 parameters learns well within minutes
+(docs/log.md).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import collections
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
+
+from unmask.values import UserError
 
 Row = dict[str, str]
 
@@ -48,7 +50,7 @@ def make(seed: int, words: Sequence[str], train: int, test: int) -> tuple[list[R
     for some in inputs.values():
         draw.shuffle(some)
     if min(map(len, inputs.values())) <= test:
-        raise ValueError(f"{len(words)} words are too few to hold {test} out")
+        raise UserError(f"there are {len(words)} words of {LETTERS} letters, too few to hold {test} out.")
     rows: tuple[list[Row], list[Row]] = ([], [])
     for task, (asked, answer) in TASKS.items():
         some = inputs[task in ON_NUMBERS]

@@ -99,7 +99,8 @@ def cast(value: Any, kind: Any, key: str) -> Any:
         if kind is Any:
             return plain(value) if isinstance(value, str) else value
         if origin is Literal:
-            word = str(value).strip()
+            # `weight=none` was read before anybody knew that its setting has a word of that name
+            word = "none" if value is None and "none" in args else str(value).strip()
             if word not in args:
                 raise UserError(f"--{key} is {word!r}; it can be {', '.join(map(str, args))}.{nearest(word, args)}")
             return word
