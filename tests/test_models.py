@@ -202,10 +202,10 @@ def test_the_folder_of_models_can_be_named_in_the_environment(tmp_path, byte_tok
     assert models.load("tiny", fresh=True).model.num_parameters() > 0
 
 
-def test_an_adapter_folder_is_told_from_a_model(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="is an adapter"):
-        models.find(str(tmp_path))
+def test_an_adapter_folder_asks_for_its_base(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "gone/for/good"}')
+    with pytest.raises(UserError, match="gone/for/good"):
+        models.load(str(tmp_path))
 
 
 def test_official_shapes_are_those_on_the_disk(llada, tmp_path):

@@ -26,7 +26,7 @@ LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "enc
 LEFT_OUT |= {"turtledemo", "pydoc_data", "ensurepip", "__pycache__", "lib-dynload"}
 HELD_OUT = 0.02
 PROMPTS = ["def __init__(self, ", "import ", '"""Return ']
-ROWS, HELD = 6000, 200  # rows of each task to train on, and questions held out
+ROWS, HELD = 4000, 200  # rows of each task to train on, and questions held out
 STEPS = 10
 # What suits matrices so small on a CPU, where conversions cost more than bfloat16 saves.
 SMALL: dict[str, object] = {
@@ -47,7 +47,7 @@ class QuickstartArguments:
 
     output_dir: str = option("output/quickstart", "Folder for everything that is made; made anew each time.")
     steps: int = option(1600, "Steps of pretraining: fewer is quicker and worse.")
-    tune_steps: int = option(1800, "Steps of tuning on the five tasks.")
+    tune_steps: int = option(1500, "Steps of tuning on the five tasks.")
     adapter_steps: int = option(300, "Steps of the adapter's tuning on docstrings.")
     vocab_size: int = option(
         266,
