@@ -261,12 +261,12 @@ def tuned(home: Path, arguments: QuickstartArguments) -> int:
     share = tasks.right(test, ask(home / "merged", test))
     print(f"      the merged model's accuracy on the five tasks: {sum(share.values()) / len(share):.0%}")
 
-    words = ["--model", str(home / "merged"), "--max_new_tokens", "48", "--steps", "48", "--block_size", str(CANVAS)]
+    words = ["--model", str(home / "merged"), "--block_size", str(CANVAS)]
     questions = [test[HELD]["instruction"], test[-1]["instruction"], "What does sort do?"]
-    step(10, "asked", ["chat", *words, "-p", questions[0]])
-    for question in questions:
+    step(10, "asked", ["chat", *words, "--max_new_tokens", str(CANVAS), "-p", questions[0]])
+    for question, length in zip(questions, (CANVAS, CANVAS, 4 * CANVAS), strict=True):
         print(f"\n{question}", flush=True)
-        chat.main([*words, "-p", question])
+        chat.main([*words, "--max_new_tokens", str(length), "-p", question])
     return 0
 
 
