@@ -14,7 +14,7 @@ help: ## this page
 setup: ## an environment in .venv with Unmask in it (EXTRAS=dev,eval,serve,… for more)
 	@$(SETUP) --extras "$(EXTRAS)"
 
-quickstart: ## train a small model on this machine's own text and read from it (STEPS=… for less or more)
+quickstart: ## pretrain, tune, merge and ask a small model, all from what Python brings along (STEPS=… pretrains less or more)
 	@$(SETUP)
 	@"$(PY)" -m unmask quickstart $(if $(STEPS),--steps $(STEPS)) $(ARGS)
 

@@ -194,7 +194,7 @@ def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path, base: Path,
 def test_an_adapter_is_trained_on(tmp_path: Path, base: Path, chats: str) -> None:
     sft(base, chats, tmp_path / "one", **LORA)
     first = tmp_path / "one" / "checkpoint-final"
-    sft(first, chats, tmp_path / "two", **LORA)
+    sft(first, chats, tmp_path / "two", lora=True)
     a, b = (load_file(f / "adapter_model.safetensors") for f in (first, tmp_path / "two" / "checkpoint-final"))
     assert a.keys() == b.keys()
     assert any(not torch.equal(a[name], b[name]) for name in a)
@@ -299,7 +299,7 @@ def test_the_launchers_give_the_same_run(tmp_path: Path, base: Path, chats: str,
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"r": 8}, "--r is a setting of LoRA, and --lora is not true"),
+        ({"r": 8}, "--r is a setting of LoRA; add --lora true"),
         ({"lora": True, "r": 0}, "r is 0|--r is 0"),
         ({"lora": True, "target_modules": "q_prj"}, "q_prj.*q_proj"),
         ({"from_scratch": True}, "--from_scratch true"),
@@ -354,6 +354,46 @@ def test_an_adapter_is_not_tuned_whole(tmp_path: Path, base: Path, chats: str, c
     refused(
         capsys, "is an adapter; type --lora true", words(tmp_path / "one" / "checkpoint-final", chats, tmp_path / "x")
     )
+
+
+def test_an_adapter_that_is_trained_on_keeps_its_shape(tmp_path: Path, base: Path, chats: str, capsys: Any) -> None:
+    sft(base, chats, tmp_path / "one", **LORA)
+    refused(
+        capsys,
+        "--r would change nothing",
+        words(tmp_path / "one" / "checkpoint-final", chats, tmp_path / "x", lora=True, r=8),
+    )
+
+
+def test_a_recipe_with_lora_can_be_told_to_train_all_weights(tmp_path: Path, base: Path, chats: str) -> None:
+    sft(base, chats, tmp_path / "run", lora=False, r=8, lora_alpha=16, max_steps=1)
+    assert (tmp_path / "run" / "checkpoint-final" / "model.safetensors").is_file()
+
+
+def test_an_answer_that_was_cut_in_preparing_gets_no_end(tmp_path: Path, base: Path, chats: str, capsys: Any) -> None:
+    out = tmp_path / "rows"
+    made = ["--model_name_or_path", str(base), "--dataset_args", chats, "--output_dir", str(out), "--num_proc", "1"]
+    assert main(["prepare", "sft", *made, "--max_length", "80"]) == 0
+    lines = sft(base, str(out), tmp_path / "run", max_steps=1, eos_tail="16", max_length=140)
+    import datasets
+
+    kept = datasets.load_from_disk(str(out))["test"]
+    learnt = sum(min(16, 80 - len(row["input_ids"])) + sum(i != -100 for i in row["labels"]) for row in kept)
+    assert any(len(row["input_ids"]) == 80 for row in kept)
+    assert lines[-1]["eval_tokens"] == learnt
+
+
+def test_an_adapter_of_others_on_a_causal_base_is_read(tmp_path: Path, causal: Path) -> None:
+    """As peft alone saves it: no tokenizer, nothing of ours beside it."""
+    from peft import LoraConfig, get_peft_model
+
+    bare = transformers.AutoModelForCausalLM.from_pretrained(causal)
+    get_peft_model(bare, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(
+        tmp_path / "a"
+    )
+    loaded = models.load(str(tmp_path / "a"), causal=None, base=str(causal))
+    assert loaded.causal
+    assert loaded.adapter == str(tmp_path / "a")
 
 
 def test_a_model_without_weights_is_named(tmp_path: Path, model: Path, chats: str, capsys: Any) -> None:

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from tiny import MASK, conversation, tiny
 
 from unmask import adapters, objectives
+from unmask.batches import TOGETHER
 from unmask.callbacks import Journal
 from unmask.config import UserError
 from unmask.report import read_metrics
-from unmask.trainer import TOGETHER, Trainer
+from unmask.trainer import Trainer
 
 LENGTHS = [9, 3, 14, 5, 2, 7, 11, 4, 6, 3, 8, 5, 2, 9, 4, 3]
 VOCABULARY = 262  # of the tokenizer

@@ -87,6 +87,22 @@ def grouped(
     return np.concatenate([found[: whole * step].reshape(whole, step)[mixed].reshape(-1), found[whole * step :]])
 
 
+# Validation rows that share a longest row, for the tail `step`: fixed, so that the number reported for a model depends
+# neither on how many rows a step of training has nor on how many processes there are.
+TOGETHER = 64
+
+
+def longest_of_likes(sizes: NDArray[np.int64], by_length: bool) -> NDArray[np.int64]:
+    """For each validation row, the longest of the TOGETHER that share its tail: neighbours, or rows of like length as
+    training has them. It hangs on neither batches nor processes. (rows,) → (rows,)"""
+    longest = np.zeros_like(sizes)
+    order = np.argsort(-sizes, kind="stable") if by_length else np.arange(len(sizes))
+    for start in range(0, len(sizes), TOGETHER):
+        some = order[start : start + TOGETHER]
+        longest[some] = sizes[some].max()
+    return longest
+
+
 def shares(step: list[Ticket], split: Split) -> Iterator[list[Ticket]]:
     """One optimiser step's rows → this process's micro-batches; every process gets as many of them."""
     each = split.rows * split.processes

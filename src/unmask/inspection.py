@@ -115,9 +115,8 @@ def shown(
     from unmask.tail import Tail
 
     objective = objectives.load(training.objective, training.objective_args, mask_id)
-    split = batches.Split(training.per_device_train_batch_size, training.gradient_accumulation_steps)
     test = arguments.split == "test"
-    tail = Tail.chosen(data.eos_tail, objectives.is_causal(objective))
+    tail = Tail.chosen(data.eos_tail, objectives.is_causal(objective), data.packing)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     collate = batches.Collate(
         objective,
@@ -130,18 +129,21 @@ def shown(
         max_length=data.max_length,
         t=arguments.t,
     )
-    places = batches.Places(
-        len(rows),
-        split,
-        seed=training.seed,
-        shuffle=data.shuffle and not test,
-        lengths=batches.lengths(rows),
-        by_length=training.group_by_length and not test,
-    )
+    sizes = batches.lengths(rows)
+    tickets: Iterator[batches.Ticket]
+    if test:
+        longest = batches.longest_of_likes(sizes, training.group_by_length)
+        tickets = iter(
+            batches.Ticket(row, row * training.eval_draws, batches.VALIDATION, int(longest[row]))
+            for row in range(min(arguments.rows, len(rows)))
+        )
+    else:
+        split = batches.Split(training.per_device_train_batch_size, training.gradient_accumulation_steps)
+        how = {"seed": training.seed, "shuffle": data.shuffle, "by_length": training.group_by_length}
+        places = batches.Places(len(rows), split, lengths=sizes, **how)
+        tickets = itertools.islice(itertools.chain.from_iterable(places), arguments.rows)
     seats = batches.Seated(rows)
-    tickets = itertools.islice(itertools.chain.from_iterable(places), arguments.rows)
     for ticket in tickets:
-        ticket = ticket._replace(epoch=batches.VALIDATION) if test else ticket
         pair = seats.__getitems__([ticket])
         batch = collate(pair)
         ids = batch["input_ids"][0].tolist()
@@ -273,7 +275,9 @@ def read_rows(task: str | None, data: Any, tokenizer: Any, seed: int, vocab_size
         from unmask import instruct
 
         mine = part_of(SFTDataArguments, data)
-        return task, instruct.rows(mine, tokenizer, seed=seed, vocab_size=vocab_size)
+        found = instruct.rows(mine, tokenizer, seed=seed, vocab_size=vocab_size)
+        data.max_length = mine.max_length  # shorter where the rows were prepared so
+        return task, found
     from unmask import prepare
 
     return task, prepare.rows(part_of(DataArguments, data), tokenizer, seed=seed, vocab_size=vocab_size)
@@ -299,14 +303,18 @@ def main(argv: list[str]) -> int:
     if data.streaming:
         raise UserError("--streaming: the first rows of a stream are not those of training; leave it out to look.")
 
-    from unmask import ids, models, objectives, report
+    from unmask import adapters, ids, models, objectives, report
     from unmask.config import named
     from unmask.sft import SFTTrainingArguments
 
     report.quiet()
-    name = models.find(model.model_name_or_path)
+    own = name = models.find(model.model_name_or_path)
+    if adapters.is_adapter(own):
+        name = models.find(adapters.base_of(own))
     causal = objectives.is_causal(named("objectives", training.objective).Objective)
     config, tokenizer, _ = models.ready(name, model, causal)
+    if own != name and models.has_tokenizer(own):
+        tokenizer = models.load_tokenizer(own)
     mask = None if causal else ids.mask_id(tokenizer, config, model.mask_token)
     size = max(config.vocab_size, len(tokenizer))
     task, ready = read_rows(arguments.task, data, tokenizer, training.seed, size)

@@ -144,7 +144,9 @@ def _check_tokens(sources: list[Path], data: SFTDataArguments, tokenizer: Any) -
     for source in sources:
         note, more = prepared.check(source, tokenizer, data.max_length, "sft")
         remarks += more
-        settings = note["settings"] if note else {"train_on": "last"}
+        settings: dict[str, Any] = note["settings"] if note else {"train_on": "last"}
+        # An answer that was cut there must get no tail behind it, as if it ended.
+        data.max_length = min(data.max_length, settings.get("max_length", data.max_length))
         if data.train_on not in ("last", settings.get("train_on")):
             raise UserError(
                 f"--train_on {data.train_on}: {source} holds tokens, and which answers are learnt is settled in them "

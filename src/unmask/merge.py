@@ -167,13 +167,21 @@ def stored(base: str) -> tuple[str, int]:
 # Merging
 
 
-def probe_ids(model: PreTrainedModel, vocabulary: int) -> Tensor:
-    """(2, up to 32) ids: always the same; of a mask predictor, every other place of the second row is masked."""
+PROBE = "Question: name the capital of France, and say why people like it. Answer: Paris, because "
+
+
+def probe_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """(2, up to 32) ids of a text; of a mask predictor, every other place of the second row is masked.
+
+    A text and not random ids: on those SmolLM2's hidden states reached 13,000, and float32 rounding alone moved its
+    logits by 2e-3 (6e-5 on a text).
+    """
     import torch
 
     config = model.config
-    length = min(32, getattr(config, "max_position_embeddings", None) or 32)
-    ids = torch.randint(0, vocabulary, (2, length), generator=torch.Generator().manual_seed(0))
+    found = tokenizer.encode(PROBE, add_special_tokens=False, split_special_tokens=True)
+    length = min(32, len(found), getattr(config, "max_position_embeddings", None) or 32)
+    ids = torch.tensor([found[:length]] * 2)
     if not getattr(config, "is_causal", True):
         ids[1, ::2] = config.mask_token_id
     return ids.to(model.device)
@@ -255,12 +263,15 @@ def merge(arguments: MergeArguments) -> str:
     ids.check(tokenizer, loaded.model.config, mask=not causal)
     worn: Any = adapters.put_on(loaded.model, lora)
     worn.to(device)
-    probe = probe_ids(loaded.model, min(len(tokenizer), loaded.model.config.vocab_size))
+    probe = probe_ids(loaded.model, tokenizer)
     adapted = logits(worn, probe)
     with worn.disable_adapter():
         before = logits(worn, probe)
     report.say("merging …")
-    merged = worn.merge_and_unload(progressbar=sys.stderr.isatty(), safe_merge=True).to(getattr(torch, dtype))
+    merged = worn.merge_and_unload(progressbar=sys.stderr.isatty(), safe_merge=True)
+    for weight in merged.parameters():  # not `merged.to`, which would round the rotary frequencies, too
+        weight.data = weight.data.to(getattr(torch, dtype))
+    merged.config.dtype = getattr(torch, dtype)
     found = compare(logits(merged, probe), adapted, before)
     line = judge(found, dtype)
     if causal:
@@ -294,7 +305,7 @@ def tokenizer_of(adapter: str, otherwise: PreTrainedTokenizerBase) -> PreTrained
     """The tokenizer an adapter was trained with, template included; the base's where none was saved, which is said."""
     from unmask import models, report
 
-    if (Path(adapter) / "tokenizer_config.json").is_file():
+    if models.has_tokenizer(adapter):
         return models.load_tokenizer(adapter)
     report.say(f"{adapter} has no tokenizer of its own; the base's goes with the merged model.")
     return otherwise

@@ -13,7 +13,7 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
-from unmask import train
+from unmask import report, train
 from unmask.adapters import LoraArguments
 from unmask.config import ModelArguments, Parsed, Refused, TrainingArguments, UserError, option, parse
 from unmask.instruct import SFTDataArguments
@@ -69,24 +69,35 @@ def prepare_sft(parsed: Parsed, argv: list[str]) -> train.Run:
     model, lora, data, training = parsed.groups
     if model.from_scratch:
         raise UserError("--from_scratch true: tuning goes on from trained weights; `unmask pretrain` makes them.")
-    alone = sorted(parsed.given & {f.name for f in dataclasses.fields(LoraArguments)} - {"lora"})
-    if alone and not lora.lora:
-        raise UserError(f"--{alone[0]} is a setting of LoRA, and --lora is not true; add --lora true, or leave it out.")
+    own = {f.name for f in dataclasses.fields(LoraArguments)} - {"lora"}
+    asked = sorted(key for key in parsed.given & own if getattr(lora, key) != getattr(LoraArguments(), key))
+    if asked and not lora.lora:
+        if "lora" not in parsed.given:
+            raise UserError(f"--{asked[0]} is a setting of LoRA; add --lora true, or leave it out.")
+        report.say(
+            f"all weights are trained (lora: false); {', '.join(asked)} {'does' if len(asked) == 1 else 'do'} nothing."
+        )
 
     def load(args: transformers.TrainingArguments, causal: bool) -> Loaded:
         from unmask import adapters, models
 
-        asked = data.eos_tail or ("block:32" if data.packing and not causal else None)
-        options["eos_tail"] = data.eos_tail = str(Tail.chosen(asked, causal))
+        options["eos_tail"] = data.eos_tail = str(Tail.chosen(data.eos_tail, causal, data.packing))
         if not lora.lora:
             model.dtype = model.dtype or "float32"  # weights that are trained are kept in full
         device = args.device.type if lora.lora else None
         four = adapters.quantised(device) if lora.load_in_4bit else None
         loaded = models.load(model, device=device, causal=causal, quantization=four, trainable=lora.lora)
-        if lora.lora and not loaded.adapter:
+        if lora.lora and loaded.adapter:
+            shaped = sorted(parsed.given & own - {"load_in_4bit"})
+            if shaped:
+                raise UserError(
+                    f"{model.model_name_or_path} is an adapter, which is trained on as it is, so that --{shaped[0]} "
+                    "would change nothing; leave it out, or begin anew from its base."
+                )
+        elif lora.lora:
             told = {"family": loaded.family.name, "objective": training.objective}
             loaded.model = adapters.attach(loaded.model, lora, seed=training.seed, **told)
-        elif loaded.adapter and not lora.lora:
+        elif loaded.adapter:
             raise UserError(
                 f"{model.model_name_or_path} is an adapter; type --lora true to go on training it, or merge it first."
             )
@@ -98,20 +109,23 @@ def prepare_sft(parsed: Parsed, argv: list[str]) -> train.Run:
 
         # saved with what is trained, so that a chat is written as training rows were
         loaded.tokenizer.chat_template = Template(loaded.tokenizer, data.chat_template).source
-        return instruct.rows(data, loaded.tokenizer, seed=training.seed, vocab_size=loaded.model.config.vocab_size)
+        size = loaded.model.config.vocab_size
+        found = instruct.rows(data, loaded.tokenizer, seed=training.seed, vocab_size=size)
+        options["max_length"] = data.max_length  # shorter where the rows were prepared so
+        return found
 
     def identity(loaded: Loaded) -> dict[str, Any]:
         from unmask.template import Template
 
         what = {key: value for key, value in dataclasses.asdict(lora).items() if key != "load_in_4bit"}
         return {
-            "lora": what if lora.lora else None,
+            "lora": (what if not loaded.adapter else "as in the adapter") if lora.lora else None,
             "eos_tail": data.eos_tail,
             "template": Template(loaded.tokenizer).fingerprint,
         }
 
     settings = {"model": model, "lora": lora, "data": data, "training": training}
-    options: dict[str, Any] = {"max_length": data.max_length, "packing": data.packing}
+    options: dict[str, Any] = {"packing": data.packing}
     return train.prepare(train.Job("sft", settings, load, rows, identity, options), parsed, argv)
 
 

@@ -42,13 +42,14 @@ class Tail:
         return cls("block" if found[1] else "fixed", int(found[2]))
 
     @classmethod
-    def chosen(cls, text: str | None, causal: bool) -> Tail:
-        """The tail that was asked for; None takes `step` for a model that fills masks, `none` for a causal one.
+    def chosen(cls, text: str | None, causal: bool, packing: bool = False) -> Tail:
+        """The tail that was asked for; None takes `step` for a model that fills masks, `block:32` if its rows are to be
+        packed, and `none` for a causal one.
 
         Raises:
             UserError: a tail for a causal model, which would learn to say end of text after end of text.
         """
-        tail = cls.parse(text or ("none" if causal else "step"))
+        tail = cls.parse(text or ("none" if causal else "block:32" if packing else "step"))
         if causal and tail.kind != "none":
             raise UserError(
                 f"--eos_tail {tail}: a model that predicts the next token stops at its first end of text and needs no "

@@ -23,17 +23,25 @@ from torch import Tensor, nn
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from unmask import adapters, checkpoint, ids, models, objectives, packing, report, validate
-from unmask.batches import VALIDATION, Collate, Loader, Places, Seated, Split, Stream, Ticket, lengths, shares
+from unmask.batches import (
+    VALIDATION,
+    Collate,
+    Loader,
+    Places,
+    Seated,
+    Split,
+    Stream,
+    Ticket,
+    lengths,
+    longest_of_likes,
+    shares,
+)
 from unmask.callbacks import Interrupt as Interrupt
 from unmask.callbacks import Journal as Journal
 from unmask.config import UserError
 from unmask.objectives import Objective
 from unmask.predict import Predict
 from unmask.tail import Tail
-
-# Validation rows that share a longest row, for the tail `step`: fixed, so that the number reported for a model depends
-# neither on how many rows a step of training has nor on how many processes there are.
-TOGETHER = 64
 
 
 class Trainer(transformers.Trainer):
@@ -235,11 +243,7 @@ class Trainer(transformers.Trainer):
         total = len(rows) * draws
         longest = np.zeros(len(rows), dtype=np.int64)
         if self.tail.kind == "step":
-            sizes = lengths(rows)
-            order = np.argsort(-sizes, kind="stable") if self.by_length else np.arange(len(rows))
-            for start in range(0, len(rows), TOGETHER):
-                some = order[start : start + TOGETHER]
-                longest[some] = sizes[some].max()
+            longest = longest_of_likes(lengths(rows), self.by_length)
         bar = report.Bar("validating", total) if total > 20 * split.step else None
         for start in range(0, total, split.step):
             seat = ((place // draws, place) for place in range(start, min(start + split.step, total)))

@@ -150,14 +150,16 @@ def load_config(name: str) -> PretrainedConfig:
         raise UserError(f"cannot read the config of {name!r}: {first_line(error)}") from None
 
 
+def has_tokenizer(folder: str) -> bool:
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+    return any((Path(folder) / file).is_file() for file in files)
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub name; UserError when there is none."""
     from transformers import AutoTokenizer
 
-    folder = Path(name)
-    if folder.is_dir() and not any(
-        (folder / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-    ):
+    if Path(name).is_dir() and not has_tokenizer(name):
         raise UserError(
             f"{name} has no tokenizer (tokenizer.json); copy one into it, or train one: `unmask tokenizer --help`."
         )
@@ -288,8 +290,12 @@ def load(
         model.__class__ = type(kind.__name__, (Diffusion, kind), {"__module__": kind.__module__})
     refuse_causal(model)
     if adapter:
-        model, tokenizer = adapters.put_on(model, adapter, trainable), load_tokenizer(adapter)
-        ids.check(tokenizer, model.config, mask=not causal)
+        model = adapters.put_on(model, adapter, trainable)
+        if has_tokenizer(adapter):
+            tokenizer = load_tokenizer(adapter)
+            ids.check(tokenizer, model.config, mask=not getattr(model.config, "is_causal", True))
+        else:
+            report.say(f"{adapter} has no tokenizer of its own; its base's is taken.")
     if device and quantization is None:
         model.to(device)
     return Loaded(model.eval(), tokenizer, file.FAMILY, bool(fresh), adapter)
@@ -339,6 +345,9 @@ def refuse_causal(model: PreTrainedModel) -> None:
     """
     if getattr(model.config, "is_causal", False):
         return
+    kernel = model.config._attn_implementation
+    if "flash" in kernel and model.device.type == "cpu":  # whose kernels need a GPU; the model is moved there later
+        model.set_attn_implementation("sdpa")
     ids = torch.arange(8, device=model.device).expand(2, 8) % model.config.vocab_size
     ids = ids.clone()
     ids[1, -1] = (ids[1, -1] + 1) % model.config.vocab_size
@@ -346,6 +355,8 @@ def refuse_causal(model: PreTrainedModel) -> None:
     model.eval()
     first = model(input_ids=ids, use_cache=False).logits[:, 0].float()
     model.train(was)
+    if model.config._attn_implementation != kernel:
+        model.set_attn_implementation(kernel)
     if torch.equal(first[0], first[1]):
         raise UserError(
             f"{model.config.model_type} stays causal in this version of transformers: its first place does not see the "
