@@ -47,7 +47,7 @@ class QuickstartArguments:
 
     output_dir: str = option("output/quickstart", "Folder for everything that is made; made anew each time.")
     steps: int = option(1600, "Steps of pretraining: fewer is quicker and worse.")
-    tune_steps: int = option(1500, "Steps of tuning on the five tasks.")
+    tune_steps: int = option(2400, "Steps of tuning on the five tasks.")
     adapter_steps: int = option(300, "Steps of the adapter's tuning on docstrings.")
     vocab_size: int = option(
         266,
