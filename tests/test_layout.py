@@ -93,7 +93,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     # commands
     "pretrain": {"config", "train", "models", "prepare"},
-    "sft": {"config", "train", "models", "adapters", "prepare", "instruct", "template", "tail"},
+    "sft": {"config", "report", "train", "models", "adapters", "prepare", "instruct", "template", "tail"},
     "merge": {"config", "report", "ids", "models", "adapters", "adapter_folder", "checkpoint"},
     "inspection": {
         *("config", "report", "ids", "corpus", "chats", "models", "adapters", "objectives", "batches", "tail", "train"),
