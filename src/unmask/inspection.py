@@ -16,8 +16,9 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from unmask.config import DataArguments, ModelArguments, TrainingArguments, UserError, hints, option, parse
+from unmask.config import DataArguments, ModelArguments, TrainingArguments, UserError, option, parse
 from unmask.instruct import SFTDataArguments
+from unmask.prepare import settings_class
 
 if TYPE_CHECKING:
     from unmask.prepared import Rows
@@ -37,21 +38,6 @@ class InspectArguments:
     )
     t: float | None = option(None, "Noise level of every row, above 0 and up to 1; each row's own if left out.")
     ids: bool = option(False, "A line for each token, with its id.")
-
-
-def both(*groups: type) -> type:
-    """One settings class with the fields of all; of fields with the same name, the last one's."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for group in groups:
-        kinds = hints(group)
-        for f in dataclasses.fields(group):
-            default: Any = (
-                {"default_factory": f.default_factory} if f.default is dataclasses.MISSING else {"default": f.default}
-            )
-            found[f.name] = (kinds[f.name], dataclasses.field(metadata=f.metadata, **default))
-    made = dataclasses.make_dataclass("InspectData", [(name, *what) for name, what in found.items()])
-    made.__doc__ = groups[0].__doc__
-    return made
 
 
 def part_of(group: type, values: Any) -> Any:
@@ -288,7 +274,13 @@ def main(argv: list[str]) -> int:
     from unmask import train
     from unmask.adapters import LoraArguments
 
-    groups = [InspectArguments, ModelArguments, both(DataArguments, SFTDataArguments), TrainingArguments, LoraArguments]
+    groups = [
+        InspectArguments,
+        ModelArguments,
+        settings_class([DataArguments, SFTDataArguments]),
+        TrainingArguments,
+        LoraArguments,
+    ]
     about = "Show the first rows of a training set as the model will meet them. The YAML file of a run will do."
     parsed = parse(
         "unmask inspect", about, groups, argv, extra=train.trainer_fields, legacy=train.LEGACY, refused=train.GONE
@@ -313,8 +305,8 @@ def main(argv: list[str]) -> int:
         name = models.find(adapters.base_of(own))
     causal = objectives.is_causal(named("objectives", training.objective).Objective)
     config, tokenizer, _ = models.ready(name, model, causal)
-    if own != name and models.has_tokenizer(own):
-        tokenizer = models.load_tokenizer(own)
+    if own != name:
+        tokenizer = models.tokenizer_of(own, tokenizer)
     mask = None if causal else ids.mask_id(tokenizer, config, model.mask_token)
     size = max(config.vocab_size, len(tokenizer))
     task, ready = read_rows(arguments.task, data, tokenizer, training.seed, size)

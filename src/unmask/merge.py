@@ -258,7 +258,7 @@ def merge(arguments: MergeArguments) -> str:
         family=record.family,
     )
     loaded = models.load(how, device=device, causal=record.is_causal)
-    tokenizer = tokenizer_of(lora, loaded.tokenizer)
+    tokenizer = models.tokenizer_of(lora, loaded.tokenizer)
     causal = bool(getattr(loaded.model.config, "is_causal", True))
     ids.check(tokenizer, loaded.model.config, mask=not causal)
     worn: Any = adapters.put_on(loaded.model, lora)
@@ -299,16 +299,6 @@ def logits(model: Any, ids: Tensor) -> Tensor:
     with torch.inference_mode():
         found: Tensor = model(input_ids=ids, use_cache=False).logits
     return found.float().cpu()
-
-
-def tokenizer_of(adapter: str, otherwise: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer an adapter was trained with, template included; the base's where none was saved, which is said."""
-    from unmask import models, report
-
-    if models.has_tokenizer(adapter):
-        return models.load_tokenizer(adapter)
-    report.say(f"{adapter} has no tokenizer of its own; the base's goes with the merged model.")
-    return otherwise
 
 
 def main(argv: list[str]) -> int:

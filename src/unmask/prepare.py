@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,12 +136,17 @@ REFUSED: Refused = {
 }
 
 
-def _data_settings(group: type, used: tuple[str, ...]) -> type:
-    """The settings of the training's data that matter here, under the same names."""
-    kinds = hints(group)
-    same = {f.name: dataclasses.field(default=f.default, metadata=f.metadata) for f in dataclasses.fields(group)}
-    made = dataclasses.make_dataclass("DataSettings", [(name, kinds[name], same[name]) for name in used])
-    made.__doc__ = group.__doc__
+def settings_class(groups: Sequence[type], names: Iterable[str] | None = None) -> type:
+    """One settings class with the fields of several, or those of them that are named; of a name that stands in more
+    than one, the last one's."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for group in groups:
+        kinds = hints(group)
+        for f in dataclasses.fields(group):
+            same = dataclasses.field(default=f.default, default_factory=f.default_factory, metadata=f.metadata)
+            found[f.name] = (kinds[f.name], same)
+    made = dataclasses.make_dataclass("DataSettings", [(name, *found[name]) for name in names or found])
+    made.__doc__ = groups[0].__doc__
     return made
 
 
@@ -160,7 +166,7 @@ def main(argv: list[str]) -> int:
         )
     kind, used = (SFTDataArguments, USED_SFT) if task == "sft" else (DataArguments, USED)
     settings_of: type = SFTSettings if task == "sft" else Settings
-    groups = [settings_of, _data_settings(kind, used)]
+    groups = [settings_of, settings_class([kind], used)]
     refused = REFUSED if task == "sft" else {}
     parsed = parse(f"unmask prepare {task}", TASKS[task], groups, argv[1:], refused=refused)
     settings: Any = parsed.groups[0]

@@ -169,6 +169,14 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise UserError(f"cannot read the tokenizer of {name!r}: {first_line(error)}") from None
 
 
+def tokenizer_of(adapter: str, otherwise: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer an adapter was trained with, template included; its base's where none was saved, which is said."""
+    if has_tokenizer(adapter):
+        return load_tokenizer(adapter)
+    report.say(f"{adapter} has no tokenizer of its own; the base's goes with it.")
+    return otherwise
+
+
 def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
@@ -290,12 +298,8 @@ def load(
         model.__class__ = type(kind.__name__, (Diffusion, kind), {"__module__": kind.__module__})
     refuse_causal(model)
     if adapter:
-        model = adapters.put_on(model, adapter, trainable)
-        if has_tokenizer(adapter):
-            tokenizer = load_tokenizer(adapter)
-            ids.check(tokenizer, model.config, mask=not getattr(model.config, "is_causal", True))
-        else:
-            report.say(f"{adapter} has no tokenizer of its own; its base's is taken.")
+        model, tokenizer = adapters.put_on(model, adapter, trainable), tokenizer_of(adapter, tokenizer)
+        ids.check(tokenizer, model.config, mask=not getattr(model.config, "is_causal", True))
     if device and quantization is None:
         model.to(device)
     return Loaded(model.eval(), tokenizer, file.FAMILY, bool(fresh), adapter)
