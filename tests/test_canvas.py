@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.canvas import Canvas, Choice, Options, Row, parse_gaps, places_per_step, steps_per_block
+from unmask.canvas import Canvas, Choice, Row, parse_gaps, places_per_step, steps_per_block
 from unmask.config import UserError
+from unmask.options import Options
 
 MASK = 99
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=12)

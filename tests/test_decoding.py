@@ -301,29 +301,6 @@ def test_a_view_that_spells_out_positions_and_attention_is_the_plain_one(tiny, t
     assert [row.ids.tolist() for row in decoding.fill(predict, mixed).rows] == wanted
 
 
-class RowByRow(decoding.Cache):
-    """Each row in a pass of its own."""
-
-    def __init__(self):
-        self.places = 0
-
-    def passes(self, views):
-        rows = dict.fromkeys(view.row for view in views)
-        return [decoding.Pass([view for view in views if view.row is row]) for row in rows]
-
-    def wrote(self, change):
-        self.places += len(change.places)
-
-
-def test_a_cache_policy_parts_the_passes_of_a_step_and_hears_what_was_written(tiny):
-    predict, texts = unmask.models.predictor(tiny), [[1, 2, None, None], [None, 5, None, None, None]]
-    options = {"temperature": 0.6, "cfg_scale": 1.0}
-    canvas, cache = Canvas.of(texts, GSAI_MASK), RowByRow()
-    decoding.fill(predict, canvas, cache=cache, **options)
-    assert [row.ids.tolist() for row in canvas.rows] == decoding.infill(predict, texts, **options)
-    assert cache.places == 6
-
-
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_what_the_head_is_given_at_once_changes_nothing(tiny, monkeypatch, temperature):
     predict, texts = unmask.models.predictor(tiny), [[1, *[None] * 70], [None] * 33]
@@ -411,7 +388,7 @@ def test_ends_must_be_known_to_stop_or_be_held_back():
 
 
 def test_stopping_means_nothing_where_text_follows_a_gap():
-    with pytest.raises(UserError, match="--eos_stop has no meaning"):
+    with pytest.raises(UserError, match="--eos_stop and --stop_strings have no meaning"):
         decoding.infill(Toy(), [[1, None, 2]], eos_stop=True)
 
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from unmask import decoding, models
-from unmask.canvas import Canvas, Options, Row
+from unmask.canvas import Canvas, Row
 from unmask.config import UserError, build
 from unmask.ids import several
+from unmask.options import Options
 from unmask.reader import ends_of
 from unmask.signals import draw
 

@@ -1,10 +1,10 @@
 """The canvas: what stands where, which places are open, and in which blocks and steps they fill.
 
-In:  token ids with gaps (None is an open place), and `Options`.
+In:  token ids with gaps (None is an open place).
 Out: rows with a plan. Open places are kept by their number in the row, never by comparing ids with the mask's, so a
 user who types the mask's text loses nothing.
 
-torch is imported inside functions: the commands show `Options` in `--help`, which must answer at once.
+torch is imported inside functions: commands that read gaps must answer `--help` at once.
 """
 
 from __future__ import annotations
@@ -13,75 +13,16 @@ import hashlib
 import heapq
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from unmask.config import UserError, option
+from unmask.config import UserError
+from unmask.options import Reading
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-
-@dataclass
-class Options:
-    """Decoding"""
-
-    steps: int | None = option(
-        None,
-        "Denoising steps of the whole answer: at least one a block, at most one a token. One a token if left out.",
-    )
-    block_size: int | None = option(
-        None,
-        "Places filled before the next ones are begun: 1 writes left to right, the whole answer (if left out) is pure "
-        "diffusion.",
-    )
-    temperature: float = option(0.0, "0 takes the likeliest token; 1 draws from the model's own distribution.")
-    cfg_scale: float = option(0.0, "Guidance: logits = bare + (cfg_scale + 1) · (prompted - bare). 0: none.")
-    cfg_keep_tokens: list[int] = option([], "Ids of prompt tokens that the bare half of guidance may still see.")
-    suppress_tokens: list[int] = option([], "Ids of tokens that are never written.")
-    begin_suppress_tokens: list[int] = option(
-        [], "Ids of tokens that are written last: their confidence counts as none."
-    )
-    logits_eos_inf: bool = option(False, "Never write the end of text (as --suppress_tokens with its id).")
-    confidence_eos_eot_inf: bool = option(
-        False, "Write end of text and end of turn last (as --begin_suppress_tokens with their ids)."
-    )
-    eos_stop: bool = option(False, "Stop once an end of text stands and everything before it does; the rest is filled.")
-    eos_token_id: list[int] | None = option(None, "Ids that end a text. Known from the model if left out.")
-    eot_token_id: list[int] | None = option(None, "Ids that end a turn. Known from the tokenizer if left out.")
-    compat: Literal["llada"] | None = option(
-        None, "llada: as the official code, its slip in --confidence_eos_eot_inf at temperature > 0 included."
-    )
-    rule: str = option(
-        "reference", "Which places are written at each step: a name in `unmask/decoding`, or path/to/file.py."
-    )
-    rule_args: dict[str, Any] = option({}, "Settings of the rule, as `key=value,key=value`.")
-    seed: int = option(42, "Seed; each row draws from its own generator, made from it and the row's number.")
-
-    def check(self) -> None:
-        """UserError for a value that cannot work."""
-        for name in ("steps", "block_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} is {value}; it must be at least 1.")
-        for name in ("temperature", "cfg_scale"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise UserError(f"--{name} is {value}; it must be 0 or more.")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """`Options` resolved to ids, as the logits are read. Rows that share one instance are read together."""
-
-    temperature: float = 0.0
-    cfg_scale: float = 0.0
-    never: tuple[int, ...] = ()
-    last: tuple[int, ...] = ()
-    stops: tuple[int, ...] = ()
-    keep: tuple[int, ...] = ()
 
 
 def steps_per_block(steps: int, sizes: Sequence[int]) -> list[int]:
@@ -118,29 +59,47 @@ class Row:
         number: the row's number among all rows asked for; with the seed it makes the row's random numbers.
         written_at: (length,) the step a place was last written at, 0 if given or open. confidence: (length,) the
             model's probability of what was written, NaN elsewhere.
+        start: where the answer begins: the first free place, if nobody says otherwise.
         blocks: the free places of each block. planned: the steps of each block.
-        block, step: where the row stands. finished: "length" or "stop" when nothing is left to do.
+        block, step: where the row stands. shares: how many places each step of this block is planned to write; taken:
+            steps done in this block. finished: "length" or "stop" when nothing is left to do.
         rule: the row's rule (`unmask.decoding.Rule`). state: whatever the rule remembers about this row.
+        cache: the row's cache policy (`unmask.caches.Cache`). stopped: ids of an answer → how many of them stand before
+            a stop string, or None; cut: what it said when the row stopped.
+        growth: how the row grows (`unmask.growth.Growth`), or None.
+        passes: forward passes that it took part in, both halves of guidance counted. computed: places that those
+            computed.
     """
 
     ids: Tensor
     free: Tensor
     mask_id: int
     number: int = 0
+    start: int | None = None
     rule: Any = None
+    cache: Any = None
+    stopped: Callable[[list[int]], int | None] | None = None
     reading: Reading = field(default_factory=Reading)
     seed: int = 0
     blocks: list[Tensor] = field(default_factory=list)
     planned: list[int] = field(default_factory=list)
     block: int = 0
     step: int = 0
+    shares: list[int] = field(default_factory=list)
+    taken: int = 0
     state: Any = None
+    passes: int = 0
+    computed: int = 0
     finished: Literal["length", "stop"] | None = None
+    cut: int | None = None
+    growth: Any = None
 
     def __post_init__(self) -> None:
         import torch
 
         self.ids, self.free = self.ids.clone(), self.free.clone()
+        if self.start is None:
+            self.start = int(self.free.int().argmax()) if bool(self.free.any()) else len(self.ids)
         self.ids[self.free] = self.mask_id
         self.open = self.free.clone()
         self.written_at = torch.zeros(len(self.ids), dtype=torch.int32)
@@ -149,8 +108,20 @@ class Row:
 
     @property
     def answer(self) -> Tensor:
-        """(free places,) the ids that were or will be written."""
-        return self.ids[self.free]
+        """(places from `start` on,) the ids that were or will be written, and what is given among them."""
+        return self.ids[self.start :]
+
+    @property
+    def share(self) -> int:
+        """How many places this step is planned to write, at least; 1 beyond the plan. Never more than are open."""
+        planned = self.shares[self.taken] if self.taken < len(self.shares) else 1
+        return min(planned, len(self.candidates()))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens written up to the first end of text or turn, that one included."""
+        place = self.end(self.reading.ends)
+        return int(self.free[: len(self.ids) if place is None else place + 1].sum())
 
     def candidates(self) -> Tensor:
         """(n,) the open places of the block at hand, in ascending order."""
@@ -177,9 +148,16 @@ class Row:
         if len(places):
             self.blocks = list(torch.split(places, block_size or len(places)))
             self.planned = steps_per_block(steps or len(places), [len(b) for b in self.blocks])
-            self.rule.enter(self)
+            self._enter()
         else:
             self.finished = "length"
+
+    def _enter(self) -> None:
+        """Begin the block at hand."""
+        open_places = len(self.candidates())
+        self.shares = places_per_step(open_places, min(self.planned[self.block], open_places))
+        self.taken = 0
+        self.rule.enter(self)
 
     def write(self, choice: Choice) -> Change:
         """Put down what the rule chose, and go on to the next block or the end.
@@ -201,7 +179,7 @@ class Row:
             raise UserError(
                 f"the rule in {name} wrote nothing at step {self.step + 1}; it must write at least one place."
             )
-        self.step += 1
+        self.step, self.taken = self.step + 1, self.taken + 1
         self.ids[places], self.open[places] = tokens, False
         self.written_at[places], self.confidence[places] = self.step, choice.confidence
         if reopen is not None:
@@ -221,21 +199,57 @@ class Row:
         for block in range(0 if self.rule.revises else self.block + 1, len(self.blocks)):
             if bool(self.open[self.blocks[block]].any()):
                 self.block = block
-                self.rule.enter(self)
+                self._enter()
                 return
         self.block, self.finished = len(self.blocks), "length"
 
-    def _stop_at_an_end(self) -> None:
-        """Finish if an end of text stands with nothing open before it; what is still open is filled with it."""
-        if not self.reading.stops:
-            return
-        answer = self.answer.tolist()
-        ends = [i for i, token in enumerate(answer) if token in self.reading.stops]
-        if ends and not bool(self.open[self.free][: ends[0]].any()):
-            self.ids[self.open] = answer[ends[0]]
-            self.open[:] = False
-            self.finished = "stop"
+    def end(self, among: tuple[int, ...]) -> int | None:
+        """The first place of the answer, behind all that is given, where one of these tokens was written; or None."""
+        import torch
 
+        given = torch.nonzero(~self.free).flatten()
+        start = max(self.start or 0, int(given[-1]) + 1 if len(given) else 0)
+        found = torch.isin(self.ids[start:], torch.tensor(among, dtype=torch.long)) & ~self.open[start:]
+        return start + int(found.int().argmax()) if bool(found.any()) else None
+
+    def _stop_at_an_end(self) -> None:
+        """Finish if an end of text, or a stop string, stands with nothing open before it; the rest becomes the end."""
+        if self.reading.stops:
+            place = self.end(self.reading.stops)
+            if place is not None and not bool(self.open[:place].any()):
+                return self._fill_with(int(self.ids[place]))
+        if self.stopped:
+            opened = self.open[self.start :]
+            ready = int(opened.int().argmax()) if bool(opened.any()) else len(opened)
+            self.cut = self.stopped(self.answer[:ready].tolist())
+            if self.cut is not None:
+                self._fill_with(self.reading.ends[0])
+
+    def _fill_with(self, token: int) -> None:
+        self.ids[self.open] = token
+        self.open[:] = False
+        self.finished = "stop"
+
+    def cut_to(self, length: int) -> None:
+        """Leave the first `length` places; not for rows with a plan."""
+        for name in ("ids", "free", "open", "written_at", "confidence"):
+            setattr(self, name, getattr(self, name)[:length])
+
+    def grow(self, place: int, more: int) -> None:
+        """Put `more` open places before an open place of the block at hand; what stands behind moves back."""
+        import torch
+
+        def longer(values: Tensor, new: Any) -> Tensor:
+            return torch.cat([values[:place], torch.full((more,), new, dtype=values.dtype), values[place:]])
+
+        self.ids, self.free = longer(self.ids, self.mask_id), longer(self.free, True)
+        self.open = longer(self.open, True)
+        self.written_at, self.confidence = longer(self.written_at, 0), longer(self.confidence, math.nan)
+        self.blocks = [torch.where(places >= place, places + more, places) for places in self.blocks]
+        new = torch.arange(place, place + more)
+        self.blocks[self.block] = torch.cat([self.blocks[self.block], new]).sort().values
+        self.planned[self.block] += more
+        self.shares += [1] * more
 
 @dataclass
 class Choice:
@@ -264,31 +278,55 @@ class Change:
 
 @dataclass
 class Canvas:
-    """Rows that are filled together. They may differ in everything."""
+    """Rows that are filled together. They may differ in everything. longest: places of the longest answer."""
 
     rows: list[Row]
+    longest: int = 0
 
     @classmethod
-    def of(cls, texts: Sequence[Sequence[int | None]], mask_id: int, *, first: int = 0) -> Canvas:
-        """Token ids in which None is an open place; `first` is the number of the first row."""
+    def of(
+        cls, texts: Sequence[Sequence[int | None]], mask_id: int, *, first: int = 0, starts: Sequence[int] | None = None
+    ) -> Canvas:
+        """Token ids in which None is an open place.
+
+        Args:
+            first: the number of the first row. starts: where each answer begins; at the first open place if left out.
+        """
         import torch
 
         if mask_id is None:
             raise UserError("the model names no mask token, so it fills nothing; set mask_token_id in its config.json.")
         rows = []
-        for number, text in enumerate(texts, start=first):
+        for number, text in enumerate(texts):
             ids = torch.tensor([mask_id if token is None else int(token) for token in text], dtype=torch.long)
             free = torch.tensor([token is None for token in text], dtype=torch.bool)
-            rows.append(Row(ids, free, mask_id, number))
+            rows.append(Row(ids, free, mask_id, first + number, starts[number] if starts else None))
         return cls(rows)
 
     @classmethod
     def after(
-        cls, prompts: Sequence[Sequence[int]], new: int | Sequence[int], mask_id: int, *, first: int = 0
+        cls,
+        prompts: Sequence[Sequence[int]],
+        new: int | Sequence[int],
+        mask_id: int,
+        *,
+        first: int = 0,
+        constraints: Mapping[int, int | Sequence[int]] | None = None,
     ) -> Canvas:
-        """Prompts, each followed by `new` open places."""
+        """Prompts, each followed by an answer of `new` open places.
+
+        Args:
+            constraints: place in the answer, from 0 → the token or tokens that stand there. They are given: never open.
+
+        Raises:
+            UserError: a constraint outside the answer, or on top of another.
+        """
         lengths = [new] * len(prompts) if isinstance(new, int) else new
-        return cls.of([[*p, *[None] * n] for p, n in zip(prompts, lengths, strict=True)], mask_id, first=first)
+        answers = [with_constraints(n, constraints or {}) for n in lengths]
+        texts = [[*p, *answer] for p, answer in zip(prompts, answers, strict=True)]
+        canvas = cls.of(texts, mask_id, first=first, starts=[len(p) for p in prompts])
+        canvas.longest = new if isinstance(new, int) else max(new, default=0)
+        return canvas
 
     @property
     def done(self) -> bool:
@@ -298,6 +336,19 @@ class Canvas:
     def planned(self) -> int:
         """Steps until every row is done, if no rule needs fewer."""
         return max((sum(row.planned) for row in self.rows), default=0)
+
+
+def with_constraints(new: int, constraints: Mapping[int, int | Sequence[int]]) -> list[int | None]:
+    """An answer of `new` places in which some are given; UserError for one outside it or on top of another."""
+    answer: list[int | None] = [None] * new
+    for place, tokens in constraints.items():
+        for at, token in enumerate([tokens] if isinstance(tokens, int) else tokens, start=place):
+            if not 0 <= at < new:
+                raise UserError(f"the constraint at {place} lies outside the answer's {new} tokens, 0 to {new - 1}.")
+            if answer[at] is not None:
+                raise UserError(f"two constraints want the answer's token {at}; move one.")
+            answer[at] = token
+    return answer
 
 
 GAP = re.compile(r"(\\*)\{\{(\d+)\}\}")

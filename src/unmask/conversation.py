@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unmask import report
-from unmask.canvas import Options, Row
+from unmask.canvas import Row
 from unmask.config import UserError, cast, hints, nearest, option
+from unmask.options import Options
 from unmask.reader import LEGACY, encode
 from unmask.screen import BROKEN, text_of
 

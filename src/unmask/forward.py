@@ -6,6 +6,7 @@ In:  a model of `transformers`, perhaps inside DDP, FSDP or an adapter.  Out: a 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,47 @@ class Predictor:
         self.max_length: int | None = getattr(config, "max_position_embeddings", None)
         self.shift: int = getattr(config, "shift", 0)
         self.head: nn.Module = model.get_output_embeddings()
+        self.linear_head = isinstance(self.head, nn.Linear)
         self.head_is_last = not any(getattr(config, key, None) not in (None, 1, 1.0) for key in AFTER_THE_HEAD)
+
+        self.linear_head &= self.head_is_last
+        # flash kernels know no mask: they are told lengths, and take what is asked for the end of what is seen
+        self.pads_windows = config._attn_implementation not in attention_masks.FLASH
+
+    @property
+    def no_cache(self) -> str | None:
+        """Why keys and values cannot be kept, if they cannot."""
+        kinds = set(getattr(self.model.config, "layer_types", None) or []) - {"full_attention"}
+        if kinds:
+            return f"{self.model.config.model_type} has layers of {', '.join(sorted(kinds))}"
+        return None
+
+    @torch.no_grad()
+    def where_nan(self, ids: Tensor) -> str:
+        """Which module first makes something that is no number, and of what, for an error message."""
+        found: list[str] = []
+
+        def watch(name: str) -> Any:
+            def hook(_: nn.Module, given: Any, made: Any) -> None:
+                whole = [t for t in (given[:1] if isinstance(given, tuple) else ()) if isinstance(t, Tensor)]
+                made = made[0] if isinstance(made, tuple) else made
+                if not found and isinstance(made, Tensor) and bool(made.isnan().any()):
+                    size = max((float(t.abs().max()) for t in whole), default=math.nan)
+                    found.append(f" The first is in {name}, whose input goes up to {size:.3g}.")
+
+            return hook
+
+        hooks = [
+            module.register_forward_hook(watch(name))
+            for name, module in self.model.named_modules()
+            if not any(module.children())
+        ]
+        try:
+            self.model(input_ids=ids[None].to(self.device), use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return "".join(found)
 
     @property
     def device(self) -> torch.device:

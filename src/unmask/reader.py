@@ -10,9 +10,9 @@ import itertools
 from typing import TYPE_CHECKING, Any, Literal
 
 from unmask import report
-from unmask.canvas import Options
 from unmask.config import ModelArguments, UserError, hints, option, parse, read_yaml
 from unmask.ids import several
+from unmask.options import Options
 
 if TYPE_CHECKING:
     from unmask.models import Loaded

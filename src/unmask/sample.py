@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask import report
-from unmask.canvas import Canvas, Options, Row, parse_gaps
+from unmask.canvas import Canvas, Row, parse_gaps
 from unmask.config import UserError, option
+from unmask.options import Options
 from unmask.reader import LengthArguments, ReaderArguments, encode, ends_of, load, new_tokens, read
 from unmask.screen import Screen, shown, text_of
 

@@ -12,20 +12,24 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from unmask.canvas import Choice, Row
-from unmask.config import UserError
+from unmask.options import Reading
 from unmask.predict import Head, Predict
+
+if TYPE_CHECKING:
+    from unmask.memory import Memory
 
 EXTRA: dict[str, Callable[[Tensor], Tensor]] = {
     "entropy": lambda p: torch.special.entr(p).sum(-1),
     "margin": lambda p: p.topk(2).values @ p.new_tensor([1.0, -1.0]),
 }
-"""What a rule may need beyond tokens and confidence: probabilities (n, vocabulary) → (n,). "logits" is a need too."""
+"""What a rule may need beyond tokens and confidence, made of probabilities (n, vocabulary) → (n,). It may also need
+"logits" and "probs" (n, vocabulary), and "standing" (n,), the probability of the token that stands at the place now."""
 
 PIECE = 32
 """Places of a row whose noise is drawn at once. Fixed, so that a row's noise does not depend on the other rows."""
@@ -71,7 +75,8 @@ class View:
 class Seen:
     """What was read at `places` (n,): `tokens` (n,), their `confidence` (n,), and what the rule needs, else None.
 
-    All on the CPU but `logits` (n, vocabulary), which stay on the device; guided and suppressed, without noise.
+    All on the CPU but `logits` and `probs` (n, vocabulary), which stay on the device. Logits are guided, adjusted and
+    suppressed, without noise; probabilities are what confidence is taken from: tokens that are written last have none.
     """
 
     places: Tensor
@@ -79,16 +84,35 @@ class Seen:
     confidence: Tensor
     entropy: Tensor | None = None
     margin: Tensor | None = None
+    standing: Tensor | None = None
     logits: Tensor | None = None
+    probs: Tensor | None = None
+
+    def of(self, places: Tensor) -> Seen:
+        """What was read at some of the places."""
+        if len(places) == len(self.places):
+            return self
+        which = torch.isin(self.places, places)
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Seen(**{name: None if value is None else value[which] for name, value in fields.items()})
 
     def choice(self, which: Tensor | slice = slice(None)) -> Choice:
         """Write the tokens read at these entries: a mask (n,) or indexes."""
         return Choice(self.places[which], self.tokens[which], self.confidence[which])
 
 
-def look(predict: Predict, views: Sequence[View], cache: Any = None) -> dict[Row, Seen]:
+@dataclass
+class Pass:
+    """One forward pass: views that go together, the memory it works with, and whether it answers from what that kept."""
+
+    views: list[View]
+    memory: Memory | None = None
+    kept: bool = False
+
+
+def look(predict: Predict, one: Pass) -> dict[Row, Seen]:
     """One forward pass: each row's view laid flush left, so that a row is the same alone and in any batch."""
-    device = predict.device
+    device, views = predict.device, one.views
     count, width = len(views), max(len(v.ids) for v in views)
     if device.type == "cpu":
         most = getattr(predict, "max_length", None) or width + ALIGN
@@ -111,15 +135,22 @@ def look(predict: Predict, views: Sequence[View], cache: Any = None) -> dict[Row
         for i, view in enumerate(views):
             if view.positions is not None:
                 positions[i, : len(view.ids)] = view.positions
+    if one.memory is not None:
+        kept = one.memory.begin(one, width)
+        attention = attention if kept is None else None if bool(kept.all()) else kept
     reader = Reader(views, predict)
     predict(
         ids.to(device),
         attention=None if attention is None else attention.to(device),
         positions=None if positions is None else positions.to(device),
-        cache=cache,
+        cache=one.memory,
         keep=keep.to(device),
         read=reader,
     )
+    if one.memory is not None:
+        one.memory.computed(one)
+    for view in views:
+        view.row.passes, view.row.computed = view.row.passes + 1, view.row.computed + len(view.ids)
     return reader.seen()
 
 
@@ -132,7 +163,9 @@ class Reader:
         at = list(zip(views, starts, strict=False))
         self.start = {v.row: start for v, start in at if not v.bare}
         self.bare_start = {v.row: start for v, start in at if v.bare}
+        self.linear_head = getattr(predict, "linear_head", False)
         self.views = [v for v in views if not v.bare]
+        self.places = {v.row: v.places for v in self.views}
         self.found: dict[Row, list[dict[str, Tensor]]] = {v.row: [] for v in self.views}
 
     def __call__(self, hidden: Tensor, head: Head) -> Tensor:
@@ -158,20 +191,26 @@ class Reader:
         row = group[0][0]
         reading, needs = row.reading, row.rule.needs
 
-        def logits_at(start: dict[Row, int]) -> Tensor:
+        def hidden_at(start: dict[Row, int]) -> Tensor:
             index = torch.cat([torch.arange(start[r] + at, start[r] + to) for r, at, to in group])
-            count = len(index)
-            if hidden.device.type == "cpu" and count < ALIGN:
-                index = torch.cat([index, index[:1].expand(ALIGN - count)])
-            found = head(hidden[index.to(hidden.device)])[:count]
+            if hidden.device.type == "cpu" and len(index) < ALIGN:
+                index = torch.cat([index, index[:1].expand(ALIGN - len(index))])
+            return hidden[index.to(hidden.device)]
+
+        def logits_of(some: Tensor) -> Tensor:
+            found = head(some)[:count]
             return found if found.dtype == torch.float64 else found.float()
 
-        logits = logits_at(self.start)
-        if reading.cfg_scale:
-            bare = logits_at(self.bare_start)
-            logits = bare + (reading.cfg_scale + 1) * (logits - bare)
+        count = sum(to - at for _, at, to in group)
+        logits = guided(reading.cfg_scale, hidden_at, (self.start, self.bare_start), logits_of, self.linear_head)
+        places = torch.cat([self.places[r][at:to] for r, at, to in group])
+        if row.rule.adjusts:
+            logits = row.rule.adjust(row, places, logits)
         if reading.never:
             logits[:, list(reading.never)] = -torch.inf
+        if reading.least and reading.ends:
+            early = torch.cat([self.places[r][at:to] < r.start + reading.least for r, at, to in group])
+            logits[torch.nonzero(early).to(logits.device), torch.tensor(reading.ends, device=logits.device)] = -torch.inf
         if reading.last:
             believed = logits.index_fill(1, torch.tensor(reading.last, device=logits.device), -torch.inf)
             p = torch.softmax(believed, -1)
@@ -179,21 +218,22 @@ class Reader:
             p = torch.softmax(logits, -1)  # the mask's share counts, as in LLaDA's sampler; it is only never written
         logits[:, self.mask_id] = -torch.inf
         if reading.temperature:
+            possible = likeliest(logits, reading)
             ends = list(itertools.accumulate(to - at for _, at, to in group))
             tokens = torch.cat(
-                [draw(r, logits[end - (to - at) : end]) for (r, at, to), end in zip(group, ends, strict=True)]
+                [draw(r, possible[end - (to - at) : end]) for (r, at, to), end in zip(group, ends, strict=True)]
             )
         else:
             tokens = logits.argmax(-1)
         confidence = p.gather(-1, tokens[:, None])[:, 0]
         if bool(confidence.isnan().any()):
-            raise UserError(
-                "the model's answers are not numbers (NaN): its weights are broken, or float16 is too narrow."
-            )
+            raise NotNumbers
         found = {"tokens": tokens.cpu(), "confidence": confidence.float().cpu()}
         found |= {name: EXTRA[name](p).float().cpu() for name in needs if name in EXTRA}
-        if "logits" in needs:
-            found["logits"] = logits
+        if "standing" in needs:
+            standing = torch.cat([r.ids[self.places[r][at:to]] for r, at, to in group]).to(p.device)
+            found["standing"] = p.gather(-1, standing[:, None])[:, 0].float().cpu()
+        found |= {name: value for name, value in (("logits", logits), ("probs", p)) if name in needs}
         end = 0
         for r, at, to in group:
             begin, end = end, end + to - at
@@ -212,7 +252,55 @@ class Reader:
 
 def alike(a: Row, b: Row) -> bool:
     """Whether one reading of logits serves both rows."""
+    if a.rule.adjusts or b.rule.adjusts:
+        return a is b
     return a.reading == b.reading and a.rule.needs == b.rule.needs
+
+
+def guided(
+    scale: float,
+    hidden_at: Callable[[dict[Row, int]], Tensor],
+    starts: tuple[dict[Row, int], dict[Row, int]],
+    logits_of: Callable[[Tensor], Tensor],
+    linear: bool,
+) -> Tensor:
+    """Logits (n, vocabulary): bare + (scale + 1) · (prompted - bare), or, at scale 0, prompted.
+
+    A head that is linear gives the same for the hidden states so combined, at half the cost; but not where they are
+    rounded to half width.
+    """
+    seeing, bare = starts
+    if not scale:
+        return logits_of(hidden_at(seeing))
+    with_prompt, without = hidden_at(seeing), hidden_at(bare)
+    if linear and with_prompt.dtype in (torch.float32, torch.float64):
+        return logits_of(without + (scale + 1) * (with_prompt - without))
+    of_bare = logits_of(without)
+    return of_bare + (scale + 1) * (logits_of(with_prompt) - of_bare)
+
+
+def likeliest(logits: Tensor, reading: Reading) -> Tensor:
+    """Logits (n, vocabulary) with -inf for what top_k and top_p leave out; the likeliest token always stays.
+
+    As `transformers` has it: the temperature first, then the k likeliest, then the fewest that reach top_p among them.
+    """
+    if reading.top_k is None and reading.top_p is None:
+        return logits
+    order = logits.sort(-1, descending=True)
+    values = order.values
+    if reading.top_k is not None:
+        values = values.clone()
+        values[:, reading.top_k :] = -torch.inf
+    if reading.top_p is not None:
+        p = torch.softmax(values / reading.temperature, -1)
+        out = p.cumsum(-1) - p >= reading.top_p
+        out[:, 0] = False
+        values = values.masked_fill(out, -torch.inf)
+    return torch.empty_like(logits).scatter_(-1, order.indices, values)
+
+
+class NotNumbers(Exception):
+    """The model answered NaN."""
 
 
 def draw(row: Row, logits: Tensor) -> Tensor:

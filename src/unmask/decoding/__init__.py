@@ -26,20 +26,25 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from unmask.canvas import Canvas, Change, Choice, Options, Reading, Row
-from unmask.config import UserError, build, cast, named, nearest
+from unmask import growth, report
+from unmask.caches import Cache
+from unmask.canvas import Canvas, Change, Choice, Row
+from unmask.config import UserError, build, cast, named
+from unmask.memory import Memory
+from unmask.options import Options
 from unmask.predict import Predict
-from unmask.signals import Seen, View, look
+from unmask.resolve import check_row, one_spelling, resolve, settings_of, stop_strings
+from unmask.signals import NotNumbers, Seen, View, look
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a rule and a cache policy must be
+# What a rule must be
 
 
 class Rule:
@@ -47,12 +52,13 @@ class Rule:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     revises: ClassVar[bool] = False
+    adjusts: ClassVar[bool] = False
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
 
     def enter(self, row: Row) -> None:
-        """The row comes to a new block."""
+        """The row comes to a new block: what was remembered of the last one may go."""
 
     def places(self, row: Row) -> Tensor:
         """(n,) the places to read at this step, ascending."""
@@ -63,6 +69,13 @@ class Rule:
         places = self.places(row)
         return View(row, row.ids, places, places)
 
+    def adjust(self, row: Row, places: Tensor, logits: Tensor) -> Tensor:
+        """Other logits for places (n,), before anything is read of them: (n, vocabulary). Called if `adjusts`.
+
+        Guidance is done already; a place comes once a step, but not all places at once.
+        """
+        return logits
+
     def choose(self, row: Row, seen: Seen) -> Choice:
         """What to write, given what was read."""
         raise NotImplementedError
@@ -72,28 +85,36 @@ class Rule:
         return int(row.free.sum()) * (2 if self.revises else 1)
 
 
-@dataclass
-class Pass:
-    """One forward pass: views that go together, and the `transformers` cache for it."""
+def highest(row: Row, places: Tensor, score: Tensor, count: int) -> Tensor:
+    """(n,) which of `places` (n,) have the `count` highest scores (n,); equal ones as in LLaDA's sampler.
 
-    views: list[View]
-    cache: Any = None
-
-
-class Cache:
-    """Forward passes of a step. This one keeps nothing: every row whole, all in one pass. Exact.
-
-    A policy may narrow a view (fewer ids, with their positions; `places` stay) and part the views into several passes.
-    A row's view and its bare twin stay in one pass, the twin after the view.
+    That takes the top of the whole row with -inf everywhere else, and which of equal scores come first depends on it.
     """
+    whole = torch.full((len(row.ids),), -torch.inf, dtype=score.dtype)
+    whole[places] = score
+    return torch.isin(places, whole.topk(count).indices)
 
-    exact: ClassVar[bool] = True
 
-    def passes(self, views: list[View]) -> list[Pass]:
-        return [Pass(views)]
+class Planned(Rule):
+    """The base of rules that write as many places a step as `steps` plans: those with the highest score."""
 
-    def wrote(self, change: Change) -> None:
-        """A row was written to; called after every step."""
+    def score(self, row: Row, seen: Seen) -> Tensor:
+        """(n,) the higher, the sooner it is written."""
+        raise NotImplementedError
+
+    def choose(self, row: Row, seen: Seen) -> Choice:
+        return seen.choice(highest(row, seen.places, self.score(row, seen), row.share))
+
+
+class Confident(Rule):
+    """The base of rules that write all places which pass a test, and at least as many as `steps` plans, the surest."""
+
+    def passing(self, row: Row, seen: Seen) -> Tensor:
+        """(n,) which places are written."""
+        raise NotImplementedError
+
+    def choose(self, row: Row, seen: Seen) -> Choice:
+        return seen.choice(self.passing(row, seen) | highest(row, seen.places, seen.confidence, row.share))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -110,28 +131,52 @@ class Step:
 
 
 @torch.no_grad()
-def step(predict: Predict, rows: Sequence[Row], cache: Cache | None = None) -> list[Change]:
-    """One denoising step of every row that is not finished, wherever each stands. Rows must be `prepare`d."""
-    cache = cache or Cache()
+def step(predict: Predict, rows: Sequence[Row], memory: Memory | None = None) -> list[Change]:
+    """One denoising step of every row that is not finished, wherever each stands. Rows must be `prepare`d.
+
+    Args:
+        memory: what rows with a cache remember; it lives as long as they do.
+
+    Raises:
+        UserError: the model answers NaN; a rule that breaks its promises.
+    """
     rows = [row for row in rows if not row.finished]
-    views = []
+    if memory is None:
+        if any(row.cache is not None and row.cache.keeps for row in rows):
+            raise UserError("rows with a cache need a Memory that lives as long as they do: step(predict, rows, memory).")
+        memory = Memory()
+    for row in rows:
+        growth.before(predict, row)
+    views, wanted = [], {}
     for row in rows:
         view = row.rule.view(row)
+        wanted[row], view = view.places, growth.wider(view)
         views += [view, view.without_given()] if row.reading.cfg_scale else [view]
     seen: dict[Row, Seen] = {}
-    for one in cache.passes(views):
-        seen |= look(predict, one.views, one.cache)
-    changes = [row.write(row.rule.choose(row, seen[row])) for row in rows]
+    for one in memory.passes(
+        views, shift=getattr(predict, "shift", 0), padded=getattr(predict, "pads_windows", True)
+    ):
+        try:
+            seen |= look(predict, one)
+        except NotNumbers:
+            where = getattr(predict, "where_nan", None)
+            raise UserError(
+                "the model's answers are not numbers (NaN): its weights are broken, or float16 is too narrow."
+                + (where(one.views[0].ids) if where else "")
+            ) from None
+    changes = [row.write(row.rule.choose(row, seen[row].of(wanted[row]))) for row in rows]
     for change in changes:
-        cache.wrote(change)
+        memory.wrote(change)
+        growth.after(change.row, seen[change.row])
     return changes
 
 
-def unmask(predict: Predict, canvas: Canvas, *, cache: Cache | None = None, **settings: Any) -> Iterator[Step]:
+def unmask(predict: Predict, canvas: Canvas, **settings: Any) -> Iterator[Step]:
     """Fill a canvas, yielding after every step.
 
     Args:
-        settings: fields of `Options`, and of the rule's own `Settings`; for all rows that were not `prepare`d before.
+        settings: fields of `Options`, and of the rule's and the cache's own `Settings`; for all rows that were not
+            `prepare`d before.
     """
     new = [row for row in canvas.rows if row.rule is None]
     if settings and canvas.rows and not new:
@@ -139,106 +184,87 @@ def unmask(predict: Predict, canvas: Canvas, *, cache: Cache | None = None, **se
             f"these rows are prepared already, so {', '.join(settings)} would change nothing; leave it out."
         )
     prepare(predict, new, **settings)
+    memory = Memory()
     for number in itertools.count(1):
         if canvas.done:
             return
-        yield Step(number, canvas, step(predict, canvas.rows, cache))
+        yield Step(number, canvas, step(predict, canvas.rows, memory))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Settings → rows ready to step
 
 
+def plug_in(kind: str, name: str, what: str, base: type) -> tuple[type, type]:
+    """The class that a plug-in file defines under the name of its base, and its Settings."""
+    file = named(kind, name)
+    found, settings = getattr(file, base.__name__, None), getattr(file, "Settings", None)
+    if not (isinstance(found, type) and issubclass(found, base) and dataclasses.is_dataclass(settings)):
+        raise UserError(
+            f"{name!r} is no {what}: it needs a dataclass Settings and a class {base.__name__}({kind}.{base.__name__})."
+        )
+    return found, settings  # type: ignore[return-value]
+
+
 def rule_file(name: str) -> tuple[type[Rule], type]:
     """The classes Rule and Settings of a rule's file."""
-    file = named("decoding", name)
-    rule, settings = getattr(file, "Rule", None), getattr(file, "Settings", None)
-    if not (isinstance(rule, type) and issubclass(rule, Rule) and dataclasses.is_dataclass(settings)):
-        raise UserError(f"{name!r} is no decoding rule: it needs a dataclass Settings and a class Rule(decoding.Rule).")
-    return rule, settings  # type: ignore[return-value]
+    return plug_in("decoding", name, "decoding rule", Rule)
 
 
-def prepare(predict: Predict, rows: Sequence[Row], **settings: Any) -> None:
-    """Give rows their rule, options, blocks and steps.
+def cache_file(name: str) -> tuple[type[Cache], type]:
+    """The classes Cache and Settings of a cache policy's file."""
+    return plug_in("caches", name, "cache policy", Cache)
+
+
+def prepare(predict: Predict, rows: Sequence[Row], *, tokenizer: Any = None, **settings: Any) -> None:
+    """Give rows their rule, cache, options, blocks and steps.
 
     Args:
-        settings: fields of `Options` (`block_length` is understood as `block_size`) and of the rule's `Settings`.
+        tokenizer: needed for `stop_strings`.
+        settings: fields of `Options` (`block_length` is understood as `block_size`) and of the `Settings` of the rule,
+            the cache and the canvas that grows.
 
     Raises:
-        UserError: an unknown setting, a value out of range, a row longer than the model.
+        UserError: an unknown setting, a value out of range, settings that contradict, a row longer than the model.
     """
     settings["block_size"] = one_spelling("block_size", "block_length", settings)
     ours = {f.name for f in dataclasses.fields(Options)}
     options: Options = build(Options, {key: value for key, value in settings.items() if key in ours})
     options.check()
-    rule, kind = rule_file(options.rule)
-    theirs = {f.name for f in dataclasses.fields(kind)}
-    wanted = {key: value for key, value in settings.items() if key not in ours}
-    for key in wanted.keys() & options.rule_args.keys():
-        raise UserError(f"{key!r} is given twice: as a setting and in rule_args.")
-    for key in wanted | options.rule_args:
-        if key not in theirs:
-            raise UserError(
-                f"unknown setting {key!r}; the rule {options.rule!r} has {', '.join(sorted(theirs)) or 'none'}."
-                + nearest(key, ours | theirs)
-            )
+    (rule, rules), (cache, caches) = rule_file(options.rule), cache_file(options.cache)
+    kinds = {"rule": (rules, options.rule_args), "cache": (caches, options.cache_args)}
+    if options.canvas == "grow":
+        kinds["canvas"] = (growth.Settings, {})
+    own = settings_of(kinds, {key: value for key, value in settings.items() if key not in ours}, options)
+    contradictions(predict, rule, cache, options)
     reading = resolve(predict, options)
+    stopped = stop_strings(tokenizer, options.stop_strings, reading)
     for row in rows:
         check_row(predict, row, options)
-        row.rule, row.reading, row.seed = rule(build(kind, wanted | options.rule_args)), reading, options.seed
+        row.rule, row.cache, row.reading, row.seed = rule(own["rule"]), cache(own["cache"]), reading, options.seed
+        row.stopped = stopped
+        if "canvas" in own:
+            growth.shorten(row, own["canvas"])
         row.plan(options.steps, options.block_size)
+    places = min((int(row.free.sum()) for row in rows), default=0)
+    if options.steps and rows and options.steps > places and options.canvas == "fixed":
+        report.say(f"--steps {options.steps} is more than the {places} places to write; a step writes at least one.")
 
 
-def one_spelling(name: str, other: str, settings: dict[str, Any]) -> Any:
-    """The value of a setting that has two names; `other` is taken out. UserError when both are given and disagree."""
-    value, alias = settings.get(name), settings.pop(other, None)
-    if None not in (value, alias) and value != alias:
-        raise UserError(f"{name} is {value} and {other} is {alias}: they mean the same, give one.")
-    return alias if value is None else value
-
-
-def resolve(predict: Predict, options: Options) -> Reading:
-    """Options whose tokens are named by what they do → ids."""
-    known = getattr(predict, "eos_id", None)
-    eos = options.eos_token_id or ([known] if isinstance(known, int) else list(known or []))
-    eot = options.eot_token_id or []
-    if not eos and (options.logits_eos_inf or options.confidence_eos_eot_inf or options.eos_stop):
-        raise UserError("the model names no end of text; give --eos_token_id.")
-    if options.confidence_eos_eot_inf and not eot:
+def contradictions(predict: Predict, rule: type[Rule], cache: type[Cache], options: Options) -> None:
+    """UserError for a rule, a cache and a canvas that do not go together."""
+    if cache.keeps and rule.view is not Rule.view:
         raise UserError(
-            "--confidence_eos_eot_inf needs the token that ends a turn: give --eot_token_id, or, for the end of text "
-            f"alone, --begin_suppress_tokens {eos[0]}."
+            f"the rule {options.rule!r} shows the model more than the row, so no cache can hold what it computes; use "
+            f"--cache none instead of {options.cache!r}."
         )
-    never = [*options.suppress_tokens, *(eos if options.logits_eos_inf else [])]
-    last = list(options.begin_suppress_tokens)
-    if options.confidence_eos_eot_inf:
-        # LLaDA's generate() bars both at temperature 0, but above it only the end of turn: it then writes the end of
-        # text's -inf into the noisy copy of the logits, after that was read (ML-GSAI/LLaDA#137).
-        last += eot if options.compat == "llada" and options.temperature else [*eos, *eot]
-    stops = [*eos, *eot] if options.eos_stop else []
-    for token in [*never, *last, *stops, *options.cfg_keep_tokens]:
-        if not 0 <= token < predict.vocab_size:
-            raise UserError(f"there is no token {token}; the model has {predict.vocab_size}, from 0.")
-    if len({*never, predict.mask_id}) == predict.vocab_size:
-        raise UserError("with --suppress_tokens no token is left to write.")
-    return Reading(
-        options.temperature, options.cfg_scale, tuple(never), tuple(last), tuple(stops), tuple(options.cfg_keep_tokens)
-    )
-
-
-def check_row(predict: Predict, row: Row, options: Options) -> None:
-    """UserError for a row that the model cannot hold or the options do not fit."""
-    length, new = len(row.ids), int(row.free.sum())
-    most = getattr(predict, "max_length", None)
-    if most is not None and length > most:
+    why = getattr(predict, "no_cache", None)
+    if cache.keeps and why:
+        raise UserError(f"--cache {options.cache} does not work here: {why}; use --cache none.")
+    if options.canvas == "grow" and (rule.revises or rule.adjusts or "probs" in rule.needs):
         raise UserError(
-            f"row {row.number}: {length - new} given and {new} new tokens are {length}; the model holds {most}."
-        )
-    if length and not 0 <= int(row.ids.min()) <= int(row.ids.max()) < predict.vocab_size:
-        raise UserError(f"row {row.number} has token ids outside the model's vocabulary of {predict.vocab_size}.")
-    if options.eos_stop and new and not bool(row.free[length - new :].all()):
-        raise UserError(
-            f"row {row.number} has gaps with text after them, so --eos_stop has no meaning there; leave it out."
+            f"the rule {options.rule!r} remembers places, which move when the canvas grows; use --canvas fixed, or a "
+            "rule such as threshold."
         )
 
 
@@ -250,19 +276,33 @@ def generate(
     predict: Predict,
     input_ids: Tensor | None,
     attention_mask: Tensor | None = None,
-    *,
-    max_new_tokens: int | None = None,
-    gen_length: int | None = None,
-    cache: Cache | None = None,
     **settings: Any,
 ) -> Tensor:
     """Prompts and their answers, (rows, prompt + new); every prompt stays where it is, padding included.
 
     Args:
         input_ids: (rows, prompt). attention_mask: (rows, prompt), 0 at padding, wherever that is.
+        settings: as for `answers` and `unmask`.
+    """
+    canvas, settings = answers(predict, input_ids, attention_mask, **settings)
+    return sequences(predict, input_ids, fill(predict, canvas, **settings))
+
+
+def answers(
+    predict: Predict,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None = None,
+    *,
+    max_new_tokens: int | None = None,
+    gen_length: int | None = None,
+    constraints: Mapping[int, int | Sequence[int]] | None = None,
+    **settings: Any,
+) -> tuple[Canvas, dict[str, Any]]:
+    """A canvas of prompts (rows, prompt), each with an answer to be written, and the settings that are left.
+
+    Args:
         max_new_tokens: places after each prompt, 128 if left out; `gen_length` is LLaDA's word for it.
-        settings: steps, block_size, temperature, remasking, cfg_scale, seed, rule, …: fields of `Options` and of the
-            rule's `Settings`.
+        constraints: place in the answer, from 0 → the token or tokens that stand there.
     """
     if input_ids is None or input_ids.dim() != 2:
         raise UserError(
@@ -276,13 +316,22 @@ def generate(
         raise UserError(f"max_new_tokens is {new}; it must be at least 1.")
     rows = input_ids.cpu()
     real = torch.ones_like(rows) if attention_mask is None else attention_mask.cpu()
-    canvas = Canvas.after(
-        [row[keep.bool()].tolist() for row, keep in zip(rows, real, strict=True)], new, predict.mask_id
-    )
-    fill(predict, canvas, cache=cache, **settings)
-    if not canvas.rows:
-        return input_ids.new_zeros(0, input_ids.shape[1] + new)
-    return torch.cat([input_ids, torch.stack([row.answer for row in canvas.rows]).to(input_ids)], dim=1)
+    prompts = [row[keep.bool()].tolist() for row, keep in zip(rows, real, strict=True)]
+    return Canvas.after(prompts, new, predict.mask_id, constraints=constraints), settings
+
+
+def sequences(predict: Predict, input_ids: Tensor | None, canvas: Canvas) -> Tensor:
+    """Prompts (rows, prompt) and the answers of their canvas, (rows, prompt + longest answer).
+
+    Answers that a growing canvas left shorter are filled with the end of text.
+    """
+    assert input_ids is not None
+    longest = max((len(row.answer) for row in canvas.rows), default=canvas.longest)
+    end = canvas.rows[0].reading.ends[:1] if canvas.rows else ()
+    out = input_ids.new_full((len(canvas.rows), longest), end[0] if end else predict.mask_id)
+    for i, row in enumerate(canvas.rows):
+        out[i, : len(row.answer)] = row.answer
+    return torch.cat([input_ids, out], dim=1)
 
 
 def infill(predict: Predict, texts: Sequence[Sequence[int | None]], **settings: Any) -> list[list[int]]:

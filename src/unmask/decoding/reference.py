@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unmask import decoding
-from unmask.canvas import Choice, Row, places_per_step
+from unmask.canvas import Choice, Row
 from unmask.config import UserError, option
 
 
@@ -40,12 +40,8 @@ class Rule(decoding.Rule):
                 "remasking random looks at no confidence, so --begin_suppress_tokens and --confidence_eos_eot_inf "
                 "cannot hold tokens back; use remasking low_confidence, or --suppress_tokens."
             )
-        places, steps = len(row.candidates()), row.planned[row.block]
-        row.state = (
-            self.drawn_shares(row, places, steps)
-            if self.settings.stochastic_transfer
-            else places_per_step(places, steps)
-        )
+        if self.settings.stochastic_transfer:
+            row.shares = self.drawn_shares(row, len(row.candidates()), len(row.shares))
 
     def drawn_shares(self, row: Row, places: int, steps: int) -> list[int]:
         """From time t to s each open place is written with probability (t - s) / t, here 1 / (steps left).
@@ -65,13 +61,9 @@ class Rule(decoding.Rule):
         if self.settings.remasking == "low_confidence":
             return candidates
         order = torch.randperm(len(candidates), generator=row.generator("places"))
-        return candidates[order[: row.state[0]]].sort().values
+        return candidates[order[: row.share]].sort().values
 
     def choose(self, row: Row, seen: decoding.Seen) -> Choice:
-        count = row.state.pop(0)
         if self.settings.remasking == "random":
             return seen.choice()
-        # Over the whole row, not the candidates alone: so equal confidences fall as they do in the official code.
-        confidence = torch.full((len(row.ids),), -torch.inf)
-        confidence[seen.places] = seen.confidence
-        return seen.choice(torch.isin(seen.places, confidence.topk(count).indices))
+        return seen.choice(decoding.highest(row, seen.places, seen.confidence, row.share))
