@@ -116,7 +116,7 @@ def test_blocks_of_one_place_need_no_second_step_so_every_policy_but_delayed_is_
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_what_is_answered_from_memory_is_what_the_network_says_of_these_keys(policy):
-    """One layer: keys and values depend on a place's own token alone, so with stale places renewed nothing is given up."""
+    """One layer: keys and values depend on a place's own token alone: with stale ones renewed nothing is given up."""
     model = unmask.models.predictor(tiny("llama", num_hidden_layers=1))
     texts = [[1, 2, 3, *[None] * 21], [None] * 10, [4, None, 5, None, None, 6]]
     for options in ({"block_size": 6}, {"block_size": 6, "cfg_scale": 0.5}, {"rule": "threshold", "threshold": 0.2}):
@@ -225,9 +225,7 @@ class BlockCausal(unmask.models.Predictor):
         if attention is not None:
             sees &= attention[:, None, :kept].bool()
         sees[..., 0] |= ~sees.any(-1)
-        return super().__call__(
-            ids, attention=sees[:, None], positions=positions, cache=cache, keep=keep, read=read
-        )
+        return super().__call__(ids, attention=sees[:, None], positions=positions, cache=cache, keep=keep, read=read)
 
 
 def test_blocks_that_see_no_later_one_are_exact_from_memory(tmp_path):

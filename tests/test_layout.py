@@ -1,7 +1,7 @@
 """The map in CONTRIBUTING.md is true: imports flow one way, importing is cheap, files are small, nothing stands twice.
 
 A station is a file or a folder directly in `src/unmask`. MAY_IMPORT says what each may know of the others. A new one
-gets a line there, with its reason; a new objective, rule or family gets none: it falls under its folder's line.
+gets a line there, with its reason; a new objective, rule, cache or family gets none: it falls under its folder's line.
 """
 
 from __future__ import annotations
@@ -66,9 +66,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"config", "predict", "forward", "ids"},
     "models/__init__": {"config", "report", "predict", "forward", "ids", "decoding", "adapters"},  # `model.generate`
     "objectives": {"config", "noise", "predict"},
-    "canvas": {"config", "noise"},
-    "signals": {"config", "predict", "canvas"},
-    "decoding": {"config", "noise", "predict", "canvas", "signals"},
+    # decoding, from what a user may ask for up to the loop
+    "options": {"config"},
+    "canvas": {"config", "options"},
+    "signals": {"config", "predict", "options", "canvas", "memory"},  # `memory` by name only: a pass may work with one
+    "memory": {"canvas", "signals"},
+    "caches": {"config", "canvas"},  # a policy is told the row and nothing of the network
+    "growth": {"config", "predict", "canvas", "signals"},
+    "resolve": {"config", "predict", "options", "canvas"},
+    "decoding": {"config", "predict", "canvas", "signals"},  # a rule
+    "decoding/__init__": {
+        *("config", "report", "predict", "options", "canvas", "signals", "memory", "caches", "growth", "resolve"),
+    },
     "likelihood": {"config", "noise", "predict"},
     # training
     "trackers": {"config", "report"},
@@ -101,18 +110,33 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "init": {"config", "report", "ids", "tokenizer", "models"},
     # reading: what the commands share, what stands on the terminal, one answer, a conversation
-    "reader": {"config", "report", "canvas", "ids", "models", "adapters", "decoding"},
+    "reader": {"config", "report", "ids", "models", "adapters", "options", "decoding"},
     "screen": {"canvas"},
     "terminal": {"config"},
-    "answer": {"config", "canvas", "decoding", "ids", "models", "reader", "signals"},
+    # how an answer came about: a record of text and numbers, so that the page and the picture need no network
+    "replay_text": {"screen"},
+    "replay_page": set(),
+    "replay_gif": {"report", "screen", "replay_page"},
+    "replay": {"config", "report", "canvas", "screen", "replay_text", "replay_page", "replay_gif"},
+    "answer": {"config", "options", "canvas", "decoding", "ids", "models", "reader", "screen", "signals"},
     "conversation": {
-        *("config", "report", "canvas", "reader", "screen", "answer", "chats", "template", "decoding"),
+        *("config", "report", "options", "canvas", "reader", "screen", "replay", "answer", "chats", "template"),
+        "decoding",
     },
     "chat": {
         *("config", "report", "canvas", "conversation", "reader", "screen", "terminal", "answer", "template", "models"),
+        "replay",
     },
     "sample": {
-        *("config", "report", "ids", "tokenizer", "models", "canvas", "decoding", "checkpoint", "reader", "screen"),
+        *("config", "report", "ids", "tokenizer", "models", "options", "canvas", "decoding", "checkpoint", "reader"),
+        *("screen", "replay"),
+    },
+    # rules and caches measured side by side
+    "measure": {"config", "report", "predict", "canvas", "decoding"},
+    "bench_plot": {"report", "measure"},
+    "bench": {
+        *("config", "report", "options", "reader", "chats", "template", "models", "answer", "screen", "sample"),
+        *("measure", "bench_plot"),  # `sample` reads texts, `answer` knows a model's ends
     },
     "tasks": {"values"},
     "quickstart": ANY,  # it tells the whole story

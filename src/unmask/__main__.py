@@ -33,6 +33,9 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "sample": ("sample", "main", "Continue prompts"),
         "infill": ("sample", "main_infill", "Fill gaps in a text"),
     },
+    "Study": {
+        "bench": ("bench", "main", "Measure decoding: rules and caches side by side"),
+    },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
 

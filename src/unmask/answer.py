@@ -17,6 +17,7 @@ from unmask.config import UserError, build
 from unmask.ids import several
 from unmask.options import Options
 from unmask.reader import ends_of
+from unmask.screen import before_any, text_of
 from unmask.signals import draw
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Writer:
             named += several(loaded.tokenizer.eos_token_id)
         eot = [i for i in dict.fromkeys(named) if i not in eos]
         self.ends: dict[str, Any] = {"eos_token_id": eos, "eot_token_id": eot} if eos else {"eos_token_id": eot}
+        self.stop_strings: list[str] = []
         self.max_length: int | None = getattr(self.predict, "max_length", None)
 
     def begin(self, prompt: Sequence[int], new: int, settings: dict[str, Any], number: int = 0) -> Row:
@@ -59,7 +61,8 @@ class Writer:
         settings = self.ends | settings
         if not self.loaded.causal:
             [row] = Canvas.after([prompt], new, self.predict.mask_id, first=number).rows
-            decoding.prepare(self.predict, [row], **settings)
+            self.stop_strings = settings.get("stop_strings") or []
+            decoding.prepare(self.predict, [row], tokenizer=self.loaded.tokenizer, **settings)
             return row
         for name in settings:
             if name not in LEFT_TO_RIGHT:
@@ -85,10 +88,15 @@ class Writer:
     def answer(self, row: Row) -> tuple[list[int], bool]:
         """The ids up to the first end of text or turn, or the first place that is still open; and whether they end."""
         written = row.answer.tolist()
-        opened = row.open[row.free].tolist()
+        opened = row.open[row.start :].tolist()
         ends = {i for ids in self.ends.values() for i in ids} | set(row.reading.stops)
         last = next((i for i, o in enumerate(opened) if o or written[i] in ends), len(written))
         return written[:last], last < len(written) and not opened[last]
+
+    def text(self, row: Row) -> str:
+        """The answer as it stands, cut before a stop string."""
+        text = text_of(self.loaded.tokenizer, self.answer(row)[0])
+        return text if row.cut is None else before_any(text, self.stop_strings)
 
 
 @torch.no_grad()
@@ -109,7 +117,7 @@ def left_to_right(model: Any, row: Row) -> Iterator[Row]:
         if row.reading.never:
             logits[:, list(row.reading.never)] = -torch.inf
         token = draw(row, logits) if row.reading.temperature else logits.argmax(-1)
-        row.step += 1
+        row.step, row.passes, row.computed = row.step + 1, row.passes + 1, row.computed + len(fed)
         row.ids[place], row.open[place], row.written_at[place] = token.cpu()[0], False, row.step
         fed = row.ids[: place + 1] if cache is None else token.cpu()  # a network without this cache reads all again
         if int(row.ids[place]) in row.reading.stops:

@@ -80,6 +80,16 @@ def packed(config: Any, segments: Tensor, dtype: torch.dtype) -> dict[str, Any]:
     return {"position_ids": own, "attention_mask": mask}
 
 
+def understood(config: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask (rows, 1, places that ask, places that are asked), true where one may look, as the back end takes it."""
+    used = config._attn_implementation
+    if used == "sdpa":
+        return mask
+    if used == "eager":  # which adds it to the scores
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    raise UserError(f"this decoding rule hides places from one another, which {used!r} cannot; use sdpa or eager.")
+
+
 def sees(segments: Tensor, causal: bool) -> Callable[..., Tensor]:
     """(row, head, place that asks, place that is asked) → whether it may look."""
 

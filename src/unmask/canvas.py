@@ -75,7 +75,7 @@ class Row:
     free: Tensor
     mask_id: int
     number: int = 0
-    start: int | None = None
+    start: int = -1
     rule: Any = None
     cache: Any = None
     stopped: Callable[[list[int]], int | None] | None = None
@@ -98,7 +98,7 @@ class Row:
         import torch
 
         self.ids, self.free = self.ids.clone(), self.free.clone()
-        if self.start is None:
+        if self.start < 0:
             self.start = int(self.free.int().argmax()) if bool(self.free.any()) else len(self.ids)
         self.ids[self.free] = self.mask_id
         self.open = self.free.clone()
@@ -208,7 +208,7 @@ class Row:
         import torch
 
         given = torch.nonzero(~self.free).flatten()
-        start = max(self.start or 0, int(given[-1]) + 1 if len(given) else 0)
+        start = max(self.start, int(given[-1]) + 1 if len(given) else 0)
         found = torch.isin(self.ids[start:], torch.tensor(among, dtype=torch.long)) & ~self.open[start:]
         return start + int(found.int().argmax()) if bool(found.any()) else None
 
@@ -250,6 +250,7 @@ class Row:
         self.blocks[self.block] = torch.cat([self.blocks[self.block], new]).sort().values
         self.planned[self.block] += more
         self.shares += [1] * more
+
 
 @dataclass
 class Choice:
@@ -300,7 +301,7 @@ class Canvas:
         for number, text in enumerate(texts):
             ids = torch.tensor([mask_id if token is None else int(token) for token in text], dtype=torch.long)
             free = torch.tensor([token is None for token in text], dtype=torch.bool)
-            rows.append(Row(ids, free, mask_id, first + number, starts[number] if starts else None))
+            rows.append(Row(ids, free, mask_id, first + number, starts[number] if starts else -1))
         return cls(rows)
 
     @classmethod
@@ -349,6 +350,21 @@ def with_constraints(new: int, constraints: Mapping[int, int | Sequence[int]]) -
                 raise UserError(f"two constraints want the answer's token {at}; move one.")
             answer[at] = token
     return answer
+
+
+def parse_constraints(text: str | None) -> dict[int, str]:
+    """`0:Once,5:upon a` → {0: "Once", 5: "upon a"}; UserError for anything else. A comma within a word is `\\,`."""
+    found: dict[int, str] = {}
+    for part in re.split(r"(?<!\\),", text or ""):
+        place, sign, word = part.partition(":")
+        if not part and not text:
+            continue
+        if not sign or not word or not place.strip().isdigit():
+            raise UserError(f"expected --constraints PLACE:WORD,PLACE:WORD, such as '0:Once,5:upon', not {part!r}.")
+        if int(place) in found:
+            raise UserError(f"--constraints names the place {int(place)} twice.")
+        found[int(place)] = word.replace("\\,", ",")
+    return found
 
 
 GAP = re.compile(r"(\\*)\{\{(\d+)\}\}")

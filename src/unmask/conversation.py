@@ -14,8 +14,8 @@ from unmask import report
 from unmask.canvas import Row
 from unmask.config import UserError, cast, hints, nearest, option
 from unmask.options import Options
-from unmask.reader import LEGACY, encode
-from unmask.screen import BROKEN, text_of
+from unmask.reader import LEGACY, PLUG_INS, encode
+from unmask.screen import BROKEN
 
 if TYPE_CHECKING:
     from unmask.answer import Writer
@@ -125,8 +125,8 @@ class Conversation:
         ids, ended = self.writer.answer(row)
         assert self.pending
         question, retries = self.pending
-        text = text_of(self.writer.loaded.tokenizer, ids)
-        passes = row.step * (2 if row.reading.cfg_scale else 1)
+        text = self.writer.text(row)
+        passes = row.passes
         reason: Any = "stop" if ended else "length" if row.finished else "interrupted"
         if reason == "interrupted":
             text = text.rstrip(BROKEN)  # a letter of which only some bytes stand
@@ -203,9 +203,13 @@ class Conversation:
 
         given, length = dict(self.given), dataclasses.replace(self.length)
         pairs = {LEGACY.get(name, name): value for name, value in words.items()}
-        rule = pairs.get("rule") or ("" if "rule" in pairs else given.get("rule", "")) or ChatOptions().rule
+        usual = ChatOptions()
+        chosen = {
+            name: pairs.get(name) or ("" if name in pairs else given.get(name, "")) or getattr(usual, name)
+            for name in PLUG_INS
+        }
         lengths, ours = hints(ChatLength), hints(ChatOptions)
-        kinds = ours | hints(decoding.rule_file(rule)[1])
+        kinds = ours | decoding.plug_in_settings(**chosen)
         for name, value in pairs.items():
             if name in lengths:
                 setattr(length, name, cast(value, lengths[name], name))

@@ -108,7 +108,12 @@ class Predictor:
         if cache is not None:
             more["past_key_values"] = cache
         if attention is not None:
-            more["attention_mask"] = attention.long() if attention.dim() == 2 else attention
+            width = self.model.get_input_embeddings().weight.dtype
+            more["attention_mask"] = (
+                attention.long()
+                if attention.dim() == 2
+                else attention_masks.understood(self.model.config, attention, width)
+            )
         if segments is not None:
             more |= attention_masks.packed(self.model.config, segments, self.model.get_input_embeddings().weight.dtype)
         with put_in_place_of(self.head, at_the_head) if self.head_is_last else contextlib.nullcontext():

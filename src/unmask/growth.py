@@ -118,7 +118,7 @@ def tail(row: Row, window: int) -> Tensor:
 
 
 def expected_end(row: Row, seen: Seen) -> float:
-    """The mean probability of an end over those of the last places where it is the likeliest token; 0 if it is nowhere."""
+    """The mean probability of an end over those last places where it is the likeliest token; 0 if it is nowhere."""
     last = seen.places >= len(row.ids) - row.growth.settings.window
     ends = last & torch.isin(seen.tokens, torch.tensor(row.reading.ends))
     return float(seen.confidence[ends].mean()) if bool(ends.any()) else 0.0

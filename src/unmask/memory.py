@@ -1,4 +1,4 @@
-"""Keys and values of rows, kept from one forward pass to the next: a `transformers` cache whose places can be rewritten.
+"""Keys and values of rows, kept from pass to pass: a `transformers` cache whose places can be rewritten.
 
 In:  views of rows, and the policy of each (`unmask.caches`).
 Out: forward passes: whole rows, whose keys and values are kept, and windows, which answer from those of the rest.
@@ -30,7 +30,7 @@ class Memory(TransformersCache):
 
     def __init__(self) -> None:
         # transformers 5.23 calls it without arguments for each layer it meets; a bound layer does what a class would
-        super().__init__(layer_class_to_replicate=lambda: Store(self))  # type: ignore[arg-type,return-value]
+        super().__init__(layer_class_to_replicate=lambda: Store(self))
         self.slots: dict[Key, int] = {}
         self.stale: dict[Row, Tensor] = {}  # (length,) places that changed since they were computed
         self.plan = Plan()
@@ -89,6 +89,7 @@ class Memory(TransformersCache):
             self.plan = Plan(slots, len(self.slots), rows, columns, whole[rows, columns], width, None)
             return None
         for i, view in enumerate(one.views):
+            assert view.positions is not None
             whole[i, : of[i]] = view.positions
         lengths = [view.row.cache.reach(view.row) or len(view.row.ids) for view in one.views]
         kept = -(-max(lengths) // ALIGN) * ALIGN
@@ -154,11 +155,14 @@ class Store(CacheLayerMixin):
 
     def __init__(self, memory: Memory) -> None:
         super().__init__()
+        self.keys: Tensor | None
+        self.values: Tensor | None
         self.memory = memory
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Room for what the plan needs; what stands there stays."""
-        plan, old = self.memory.plan, (self.keys, self.values)
+        plan = self.memory.plan
+        old: tuple[Any, Any] = (self.keys, self.values)
         count, length = plan.count, plan.length
         if old[0] is not None:
             if count <= old[0].shape[0] and length <= old[0].shape[2]:

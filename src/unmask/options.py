@@ -80,7 +80,7 @@ class Options:
             for name in ("top_k", "top_p"):
                 if getattr(self, name) is not None:
                     raise UserError(
-                        f"--{name} limits what is drawn, and at temperature 0 nothing is; give --temperature, or leave it out."
+                        f"--{name} limits what is drawn, and at temperature 0 nothing is; give a temperature."
                     )
         if self.min_new_tokens < 0:
             raise UserError(f"--min_new_tokens is {self.min_new_tokens}; it must be 0 or more.")

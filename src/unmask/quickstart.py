@@ -281,7 +281,7 @@ def ask(model: Path, rows: list[tasks.Row]) -> list[str]:
     canvases: list[list[int | None]] = [[*prompt, *[None] * CANVAS] for prompt in prompts]
     eos, eot = reader.ends_of(loaded)
     settings = {"steps": CANVAS // 2, "eos_token_id": eos, "eot_token_id": [*eot, *template.ends]}
-    found = sample.answers(loaded, ["" for _ in rows], canvases, settings, batch_size=200, show=False)
+    found = sample.answers(loaded, ["" for _ in rows], canvases, settings, sample.TextArguments(batch_size=200))
     return ["".join(answer.pieces[1:]) for answer in found]
 
 

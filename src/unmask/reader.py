@@ -10,12 +10,15 @@ import itertools
 from typing import TYPE_CHECKING, Any, Literal
 
 from unmask import report
-from unmask.config import ModelArguments, UserError, hints, option, parse, read_yaml
+from unmask.config import ModelArguments, UserError, option, parse, read_yaml
 from unmask.ids import several
 from unmask.options import Options
 
 if TYPE_CHECKING:
     from unmask.models import Loaded
+
+PLUG_INS = ("rule", "cache", "canvas")
+"""Options whose value brings settings of its own."""
 
 LEGACY = {"block_length": "block_size", "gen_length": "max_new_tokens", "model_name_or_path": "model"}
 
@@ -138,14 +141,16 @@ def read(
         if name in said or f"no_{name}" in said:
             raise UserError(f"--{name} {why}")
 
-    def of_the_rule() -> dict[str, Any]:
+    def of_the_plug_ins() -> dict[str, Any]:
         from unmask import decoding
 
         file = next((said[key] for key in ("config", "configs", "config_file") if key in said), None)
-        name = said.get("rule") or (read_yaml(file).get("rule") if file else None) or "reference"
-        return hints(decoding.rule_file(str(name))[1])
+        written = read_yaml(file) if file else {}
+        return decoding.plug_in_settings(
+            **{name: str(said.get(name) or written.get(name) or getattr(options(), name)) for name in PLUG_INS}
+        )
 
-    parsed = parse(prog, about, [*groups, options, RuleArguments], argv, extra=of_the_rule, legacy=LEGACY)
+    parsed = parse(prog, about, [*groups, options, RuleArguments], argv, extra=of_the_plug_ins, legacy=LEGACY)
     *mine, chosen, rule = parsed.groups
     settings = {f.name: getattr(chosen, f.name) for f in dataclasses.fields(chosen) if f.name in parsed.given}
     settings |= {k: v for k, v in dataclasses.asdict(rule).items() if v is not None} | parsed.more

@@ -125,5 +125,6 @@ def check_row(predict: Predict, row: Row, options: Options) -> None:
         raise UserError(f"row {row.number} has token ids outside the model's vocabulary of {predict.vocab_size}.")
     if (options.eos_stop or options.stop_strings) and new and not bool(row.free[-1]):
         raise UserError(
-            f"row {row.number} has gaps with text after them, so --eos_stop and --stop_strings have no meaning there; leave them out."
+            f"row {row.number} has gaps with text after them, so --eos_stop and --stop_strings have no meaning there; "
+            "leave them out."
         )

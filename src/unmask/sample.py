@@ -18,12 +18,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unmask import replay as replays
 from unmask import report
-from unmask.canvas import Canvas, Row, parse_gaps
+from unmask.canvas import Canvas, Row, parse_constraints, parse_gaps, with_constraints
 from unmask.config import UserError, option
 from unmask.options import Options
 from unmask.reader import LengthArguments, ReaderArguments, encode, ends_of, load, new_tokens, read
-from unmask.screen import Screen, shown, text_of
+from unmask.replay import Recorder
+from unmask.screen import Screen, before_any, shown, text_of
 
 if TYPE_CHECKING:
     from unmask.models import Loaded
@@ -37,7 +39,19 @@ class TextArguments:
     file: str | None = option(None, "A file of texts: each line one, or jsonl rows with `prompt` or `text`.")
     output: str | None = option(None, "Write jsonl here instead of printing: text, tokens, finish_reason, settings.")
     batch_size: int = option(8, "Texts at once. It changes the speed, not the answers.")
+    replay: str | None = option(
+        None, "Write how the first text was filled to FILE.html (plays in a browser), FILE.gif or FILE.json."
+    )
     visualize: bool = option(False, "Show the first text of each batch as it fills, on a terminal.")
+
+
+@dataclasses.dataclass
+class ConstraintArguments:
+    """Constraints"""
+
+    constraints: str | None = option(
+        None, "Words that stand at places of the answer, counted in tokens from 0: '0:Once,5:upon a'."
+    )
 
 
 @dataclasses.dataclass
@@ -102,10 +116,15 @@ def answers(
     texts: list[str],
     rows: list[list[int | None]],
     settings: dict[str, Any],
-    batch_size: int,
-    show: bool,
+    arguments: TextArguments,
+    starts: list[int] | None = None,
 ) -> Iterator[Answer]:
-    """Fill every row, `batch_size` at a time, and give them in order."""
+    """Fill every row, `batch_size` at a time, and give them in order.
+
+    Args:
+        starts: where each answer begins; at its row's first open place if left out.
+    """
+    batch_size, replay = arguments.batch_size, arguments.replay
     from unmask import decoding, models
 
     predict = models.predictor(loaded.model)
@@ -113,16 +132,27 @@ def answers(
     settings = {"eos_token_id": eos, "eot_token_id": eot} | settings
     stops = {*(settings["eos_token_id"] or []), *(settings["eot_token_id"] or [])}
     chunks = [range(start, min(start + batch_size, len(rows))) for start in range(0, len(rows), batch_size)]
-    canvases = [Canvas.of([rows[i] for i in chunk], predict.mask_id, first=chunk[0]) for chunk in chunks]
+    canvases = [
+        Canvas.of(
+            [rows[i] for i in chunk],
+            predict.mask_id,
+            first=chunk[0],
+            starts=[starts[i] for i in chunk] if starts else None,
+        )
+        for chunk in chunks
+    ]
     for canvas in canvases:  # all are checked before the first is begun
-        decoding.prepare(predict, canvas.rows, **settings)
+        decoding.prepare(predict, canvas.rows, tokenizer=loaded.tokenizer, **settings)
     for chunk, canvas in zip(chunks, canvases, strict=True):
         # Closed before an answer is given: while it is drawn, rich sends what is printed to the bar's own stream.
         what = "sampling" if len(chunks) == 1 else f"sampling {chunk[-1] + 1}/{len(rows)}"
-        watch = Screen(loaded.tokenizer, sure=True) if show else report.Bar(what, canvas.planned)
+        watch = Screen(loaded.tokenizer, sure=True) if arguments.visualize else report.Bar(what, canvas.planned)
         written, began = 0, time.monotonic()
+        recorder = Recorder(loaded.tokenizer, canvas.rows[0], settings) if replay and not chunk[0] else None
         try:
             for step in decoding.unmask(predict, canvas):
+                if recorder:
+                    recorder.note(canvas.rows[0])
                 written += sum(len(change.places) for change in step.changes)
                 if isinstance(watch, Screen):
                     watch.draw(canvas.rows[0])
@@ -131,12 +161,14 @@ def answers(
                     watch.to(step.number, f"{report.amount(speed)} tokens/s")
         finally:
             watch.close()
+        if recorder and replay:
+            report.say(f"how it was filled is in {replays.write(recorder.record(), replay)}")
         for i, row in zip(chunk, canvas.rows, strict=True):
-            yield finished(loaded, row, texts[i], stops)
+            yield finished(loaded, row, texts[i], stops, settings.get("stop_strings") or [])
 
 
-def finished(loaded: Loaded, row: Row, prompt: str, stops: set[int]) -> Answer:
-    """A filled row as text. What follows an end of text in an answer at the row's end is left out."""
+def finished(loaded: Loaded, row: Row, prompt: str, stops: set[int], strings: list[str]) -> Answer:
+    """A filled row as text, without what follows an end of text or a stop string in an answer at the row's end."""
     ids, free = row.ids.tolist(), row.free.tolist()
     last = len(ids)
     if free and free[-1]:  # an answer, not a gap between texts
@@ -151,7 +183,9 @@ def finished(loaded: Loaded, row: Row, prompt: str, stops: set[int]) -> Answer:
         # letter cut in two reads otherwise on its own, so then the piece does.
         pieces.append(text[len(before) :] if text.startswith(before) else decode(ids[start:stop]))
     tokens = [token for token, f in zip(ids[:last], free, strict=False) if f]
-    return Answer(row, prompt, pieces, tokens, reason, row.step * (2 if row.reading.cfg_scale else 1))
+    if row.cut is not None:
+        pieces[-1], tokens, reason = before_any(pieces[-1], strings), tokens[: row.cut], "stop"
+    return Answer(row, prompt, pieces, tokens, reason, row.passes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -212,6 +246,8 @@ def settings_of(
     text = mine[1]
     if text.batch_size < 1:
         raise UserError(f"--batch_size is {text.batch_size}; it must be at least 1.")
+    if text.replay:
+        replays.target(text.replay)
     if text.visualize and not sys.stdout.isatty():
         report.say("--visualize draws on a terminal, and standard output is none.")
         text.visualize = False
@@ -221,8 +257,9 @@ def settings_of(
 def main(argv: list[str]) -> int:
     """`unmask sample --model FOLDER -p "text" …`"""
     about = "Continue prompts with a masked diffusion model."
-    groups = [ReaderArguments, TextArguments, LengthArguments]
-    (reader, arguments, length), options, settings = settings_of("unmask sample", about, argv, groups)
+    groups = [ReaderArguments, TextArguments, LengthArguments, ConstraintArguments]
+    (reader, arguments, length, fixed), options, settings = settings_of("unmask sample", about, argv, groups)
+    wanted = parse_constraints(fixed.constraints)
     for name, value in dataclasses.asdict(length).items():
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1.")
@@ -230,8 +267,12 @@ def main(argv: list[str]) -> int:
     loaded = load(reader)
     most = getattr(loaded.model.config, "max_position_embeddings", None)
     prompts = [encode(loaded, text) for text in texts]
-    rows: list[list[int | None]] = [[*ids, *[None] * new_tokens(length, len(ids), most)] for ids in prompts]
-    found = answers(loaded, texts, rows, settings, arguments.batch_size, arguments.visualize)
+    words = {place: encode(loaded, word) for place, word in wanted.items()}
+    rows: list[list[int | None]] = [
+        [*ids, *with_constraints(new_tokens(length, len(ids), most), words)] for ids in prompts
+    ]
+    starts = [len(ids) for ids in prompts]
+    found = answers(loaded, texts, rows, settings, arguments, starts)
     give(found, arguments.output, dataclasses.asdict(length) | dataclasses.asdict(options))
     return 0
 
@@ -252,6 +293,6 @@ def main_infill(argv: list[str]) -> int:
         for piece in pieces:
             row += [None] * piece if isinstance(piece, int) else encode(loaded, piece)
         rows.append(row)
-    found = answers(loaded, texts, rows, settings, arguments.batch_size, arguments.visualize)
+    found = answers(loaded, texts, rows, settings, arguments)
     give(found, arguments.output, dataclasses.asdict(options))
     return 0

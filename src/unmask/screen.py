@@ -71,6 +71,11 @@ def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
+def before_any(text: str, strings: Sequence[str]) -> str:
+    """The text before the first of some strings in it; all of it where there is none."""
+    return text[: min((at for at in map(text.find, strings) if at >= 0), default=len(text))]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The canvas
 

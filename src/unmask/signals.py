@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -93,8 +93,8 @@ class Seen:
         if len(places) == len(self.places):
             return self
         which = torch.isin(self.places, places)
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Seen(**{name: None if value is None else value[which] for name, value in fields.items()})
+        fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Seen(**{name: value if value is None else value[which] for name, value in fields.items()})  # type: ignore[arg-type]
 
     def choice(self, which: Tensor | slice = slice(None)) -> Choice:
         """Write the tokens read at these entries: a mask (n,) or indexes."""
@@ -103,7 +103,7 @@ class Seen:
 
 @dataclass
 class Pass:
-    """One forward pass: views that go together, the memory it works with, and whether it answers from what that kept."""
+    """One forward pass: views that go together, the memory it works with, whether that answers for what is left out."""
 
     views: list[View]
     memory: Memory | None = None
@@ -203,14 +203,15 @@ class Reader:
 
         count = sum(to - at for _, at, to in group)
         logits = guided(reading.cfg_scale, hidden_at, (self.start, self.bare_start), logits_of, self.linear_head)
-        places = torch.cat([self.places[r][at:to] for r, at, to in group])
-        if row.rule.adjusts:
-            logits = row.rule.adjust(row, places, logits)
         if reading.never:
             logits[:, list(reading.never)] = -torch.inf
         if reading.least and reading.ends:
             early = torch.cat([self.places[r][at:to] < r.start + reading.least for r, at, to in group])
-            logits[torch.nonzero(early).to(logits.device), torch.tensor(reading.ends, device=logits.device)] = -torch.inf
+            barred = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+            barred[list(reading.ends)] = True
+            logits.masked_fill_(early.to(logits.device)[:, None] & barred, -torch.inf)
+        if row.rule.adjusts:
+            logits = row.rule.adjust(row, torch.cat([self.places[r][at:to] for r, at, to in group]), logits)
         if reading.last:
             believed = logits.index_fill(1, torch.tensor(reading.last, device=logits.device), -torch.inf)
             p = torch.softmax(believed, -1)

@@ -20,7 +20,8 @@ class Settings(caches.Settings):
     """Cache: delayed"""
 
     refresh_every: int | None = option(
-        8, "Compute everything anew every so many steps (the paper's 8 for LLaDA, 4 for Dream); none: only at the first."
+        8,
+        "Compute everything anew every so many steps (the paper's 8 for LLaDA, 4 for Dream); none: only at first.",
     )
 
 

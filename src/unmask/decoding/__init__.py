@@ -36,7 +36,7 @@ from torch import Tensor
 from unmask import growth, report
 from unmask.caches import Cache
 from unmask.canvas import Canvas, Change, Choice, Row
-from unmask.config import UserError, build, cast, named
+from unmask.config import UserError, build, cast, hints, named
 from unmask.memory import Memory
 from unmask.options import Options
 from unmask.predict import Predict
@@ -143,7 +143,7 @@ def step(predict: Predict, rows: Sequence[Row], memory: Memory | None = None) ->
     rows = [row for row in rows if not row.finished]
     if memory is None:
         if any(row.cache is not None and row.cache.keeps for row in rows):
-            raise UserError("rows with a cache need a Memory that lives as long as they do: step(predict, rows, memory).")
+            raise UserError("rows with a cache need a Memory that lives as long as they: step(predict, rows, memory).")
         memory = Memory()
     for row in rows:
         growth.before(predict, row)
@@ -153,9 +153,7 @@ def step(predict: Predict, rows: Sequence[Row], memory: Memory | None = None) ->
         wanted[row], view = view.places, growth.wider(view)
         views += [view, view.without_given()] if row.reading.cfg_scale else [view]
     seen: dict[Row, Seen] = {}
-    for one in memory.passes(
-        views, shift=getattr(predict, "shift", 0), padded=getattr(predict, "pads_windows", True)
-    ):
+    for one in memory.passes(views, shift=getattr(predict, "shift", 0), padded=getattr(predict, "pads_windows", True)):
         try:
             seen |= look(predict, one)
         except NotNumbers:
@@ -171,7 +169,7 @@ def step(predict: Predict, rows: Sequence[Row], memory: Memory | None = None) ->
     return changes
 
 
-def unmask(predict: Predict, canvas: Canvas, **settings: Any) -> Iterator[Step]:
+def unmask(predict: Predict, canvas: Canvas, /, **settings: Any) -> Iterator[Step]:
     """Fill a canvas, yielding after every step.
 
     Args:
@@ -216,6 +214,12 @@ def cache_file(name: str) -> tuple[type[Cache], type]:
     return plug_in("caches", name, "cache policy", Cache)
 
 
+def plug_in_settings(rule: str, cache: str, canvas: str) -> dict[str, Any]:
+    """Setting → type, of a rule, a cache policy and a kind of canvas together."""
+    found = hints(rule_file(rule)[1]) | hints(cache_file(cache)[1])
+    return found | (hints(growth.Settings) if canvas == "grow" else {})
+
+
 def prepare(predict: Predict, rows: Sequence[Row], *, tokenizer: Any = None, **settings: Any) -> None:
     """Give rows their rule, cache, options, blocks and steps.
 
@@ -257,6 +261,10 @@ def contradictions(predict: Predict, rule: type[Rule], cache: type[Cache], optio
         raise UserError(
             f"the rule {options.rule!r} shows the model more than the row, so no cache can hold what it computes; use "
             f"--cache none instead of {options.cache!r}."
+        )
+    if rule.view is not Rule.view and getattr(predict, "shift", None):
+        raise UserError(
+            f"the rule {options.rule!r} needs a model whose place i speaks of token i; this one's speaks of the next."
         )
     why = getattr(predict, "no_cache", None)
     if cache.keeps and why:
@@ -340,7 +348,7 @@ def infill(predict: Predict, texts: Sequence[Sequence[int | None]], **settings: 
     return [row.ids.tolist() for row in canvas.rows]
 
 
-def fill(predict: Predict, canvas: Canvas, **settings: Any) -> Canvas:
+def fill(predict: Predict, canvas: Canvas, /, **settings: Any) -> Canvas:
     """The canvas with no open place left; settings as for `unmask`."""
     for _ in unmask(predict, canvas, **settings):
         pass
