@@ -134,7 +134,7 @@ def test_chat_writes_what_sample_writes_after_the_same_prompt(piped, model, temp
     loaded = unmask.load(model)
     prompt = Template(loaded.tokenizer).prompt([{"role": "user", "content": "Hello"}])
     settings = {"steps": 128, "block_size": 32, "temperature": float(temperature), "eot_token_id": [261]}
-    [answer] = sample.answers(loaded, [""], [[*prompt, *[None] * 8]], settings, 1, False)
+    [answer] = sample.answers(loaded, [""], [[*prompt, *[None] * 8]], settings, sample.TextArguments())
     assert out == loaded.tokenizer.decode(answer.tokens, skip_special_tokens=True) + "\n"
 
 

@@ -64,7 +64,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapter_folder": {"config"},
     "adapters": {"config", "ids", "adapter_folder", "module_names"},
     "models": {"config", "predict", "forward", "ids"},
-    "models/__init__": {"config", "report", "predict", "forward", "ids", "decoding", "adapters"},  # `model.generate`
+    "models/__init__": {
+        "config",
+        "report",
+        "predict",
+        "forward",
+        "ids",
+        "adapters",
+        "decoding",
+        "generation",
+    },  # `model.generate`
     "objectives": {"config", "noise", "predict"},
     # decoding, from what a user may ask for up to the loop
     "options": {"config"},
@@ -78,6 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "decoding/__init__": {
         *("config", "report", "predict", "options", "canvas", "signals", "memory", "caches", "growth", "resolve"),
     },
+    "generation": {"config", "ids", "predict", "options", "canvas", "decoding"},  # the words of `transformers`
     "likelihood": {"config", "noise", "predict"},
     # training
     "trackers": {"config", "report"},

@@ -370,7 +370,7 @@ def test_bad_texts_are_told_in_one_line(capsys, model, tmp_path, monkeypatch):
     assert "a gap has at least 1" in told("infill", "-p", "a{{0}}b")
     assert "no gap" in told("infill", "-p", r"a\{{8}}b")
     assert "the model holds 128" in told("infill", "-p", "a{{200}}b")
-    assert "--eos_stop has no meaning" in told("infill", "-p", "a{{2}}b", "--eos_stop")
+    assert "--eos_stop and --stop_strings have no meaning" in told("infill", "-p", "a{{2}}b", "--eos_stop")
     assert "unknown option --max_new_tokens" in told("infill", "-p", "a{{2}}b", *SHORT)
     assert "no model given" in refused(capsys, "sample", "-p", "ab")
     assert "no model folder" in refused(capsys, "sample", "-p", "ab", "--model", tmp_path / "gone")

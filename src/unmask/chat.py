@@ -15,11 +15,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from unmask import report
+from unmask import replay, report
 from unmask.canvas import Row
 from unmask.config import UserError, nearest, option
 from unmask.conversation import Answer, ChatLength, ChatOptions, Conversation, count
 from unmask.reader import ReaderArguments, load, read
+from unmask.replay import Recorder
 from unmask.screen import Screen, Stream, shown
 from unmask.terminal import Interrupts, Questions, is_terminal
 from unmask.values import NO, YES
@@ -37,6 +38,7 @@ COMMANDS = {
     "retry": ("", "answer the last question anew, with other random numbers"),
     "set": ("KEY=VALUE …", "change settings (steps=64 temperature=0.7 max_new_tokens=256); alone: list them"),
     "save": ("FILE", "add the conversation to a .jsonl file that `unmask sft` reads"),
+    "replay": ("FILE", "how the last answer was written, as FILE.html (plays in a browser), FILE.gif or FILE.json"),
     "stats": ("", "tokens, seconds and forward passes"),
     "quit": ("", "leave; so do exit, Ctrl-D and Ctrl-C"),
 }
@@ -74,6 +76,7 @@ class Chat:
     ) -> None:
         self.conversation, self.loaded, self.terminal, self.visualize = conversation, loaded, terminal, visualize
         self.once, self.told_of_length = once, 0
+        self.recorder: Recorder | None = None
 
     # -----------------------------------------------------------------------------------------------------------------
     # Answers
@@ -100,6 +103,7 @@ class Chat:
         """Write a row to its end or to Ctrl-C; returns how often that was pressed."""
         screen: Screen | Stream | None = None
         given = int((~row.free).sum())
+        self.recorder = None if self.loaded.causal else Recorder(self.tokenizer, row, self.conversation.settings())
         with Interrupts() as interrupts:
             try:
                 try:
@@ -108,6 +112,8 @@ class Chat:
                     if isinstance(screen, Screen):
                         screen.draw(row)
                     for _ in self.conversation.writer.write(row):
+                        if self.recorder:
+                            self.recorder.note(row)
                         if isinstance(screen, Screen):
                             screen.draw(row)
                         elif screen:
@@ -212,6 +218,13 @@ class Chat:
         if not name:
             raise UserError("type /save FILE.jsonl.")
         self.say(self.conversation.save(name))
+
+    def do_replay(self, name: str) -> None:
+        if not name:
+            raise UserError("type /replay FILE.html (or .gif, .json).")
+        if not self.recorder:
+            raise UserError("no answer was unmasked yet, so there is nothing to replay.")
+        self.say(f"how the last answer was written is in {replay.write(self.recorder.record(), name)}")
 
     def do_stats(self, _: str) -> None:
         self.say(*self.conversation.statistics())

@@ -118,7 +118,13 @@ class Conversation:
             prompt = encode(self.writer.loaded, question)
         new, remark = self._room(len(prompt))
         # Each turn and each retry draws its own random numbers; the same conversation draws the same.
-        return self.writer.begin(prompt, new, self.settings(), self.at + RETRY * retries), remark
+        return self._row(prompt, new, self.settings(), self.at + RETRY * retries), remark
+
+    def _row(self, prompt: list[int], new: int, settings: dict[str, Any], number: int = 0) -> Row:
+        """A row to be written, in no more steps than it has places: short answers are not remarked on."""
+        if settings.get("steps"):
+            settings = settings | {"steps": min(settings["steps"], new)}
+        return self.writer.begin(prompt, new, settings, number)
 
     def finish(self, row: Row, seconds: float) -> Answer:
         """The answer that stands in a row. It is kept if it has text; half of one replaces no whole one."""
@@ -233,7 +239,7 @@ class Conversation:
 
     def _check(self, given: dict[str, Any]) -> None:
         """UserError for settings that would fail at the next question, by beginning a small one."""
-        self.writer.begin([0], 4, self.settings(given))
+        self._row([0], 4, self.settings(given))
 
     # -----------------------------------------------------------------------------------------------------------------
     # What is left of it

@@ -5,12 +5,17 @@ Out: the row with few, and more of them where the model finds no end in sight or
 
 Before the first step the canvas grows until the model expects the text to end within it: until the mean probability of
 an end over its last `window` places is `end_expected`. While it is written, an open place of the block at hand that the
-model is less sure of than `unsure` becomes 1 + `grow_by` places, at most one a step and only while the end is not that
-well expected. The official code looks at those of the last places whose likeliest token is the end; so do we.
+model is less sure of than `unsure` becomes `grow_by` places, at most one a step and only while the end is not that well
+expected.
+
+A place counts with 0 where an end is not the likeliest token, as in the official code. That code differs from us, and
+from its paper, in two ways: its mean is over the last `window` places where an end is the likeliest, wherever they
+stand, and before the first step it puts half a window of ends behind the canvas.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 
@@ -28,7 +33,7 @@ class Settings:
     """Canvas: grow"""
 
     initial_length: int = option(64, "Open places of an answer at first.")
-    grow_by: int = option(8, "Places added at once.")
+    grow_by: int = option(8, "Places added at once before the first step; then, places that one becomes.")
     window: int = option(32, "Last places of the canvas where an end is looked for.")
     end_expected: float = option(0.5, "Before the first step: mean probability of an end there that is enough.")
     end_certain: float = option(0.9, "While it is written: mean probability of an end there that is enough.")
@@ -36,9 +41,9 @@ class Settings:
 
     def check(self) -> None:
         """UserError for values that cannot be."""
-        for name in ("initial_length", "grow_by", "window"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
+        for name, least in (("initial_length", 1), ("grow_by", 2), ("window", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} is {getattr(self, name)}; it must be at least {least}.")
         for name in ("end_expected", "end_certain", "unsure"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name} is {getattr(self, name)}; it must be from 0 to 1.")
@@ -54,12 +59,18 @@ class Growth:
 
 
 def shorten(row: Row, settings: Settings) -> None:
-    """Leave a row `initial_length` of its open places; UserError where they are not its end."""
+    """Leave a row `initial_length` of its open places, before it has a plan.
+
+    Raises:
+        UserError: its open places are not its end; no token ends a text, or none may be written.
+    """
     places = torch.nonzero(row.free).flatten()
     if len(places) and len(places) != len(row.ids) - int(places[0]):
         raise UserError("--canvas grow needs answers at the row's end, without gaps or constraints; use fixed.")
     if len(places) and not row.reading.ends:
         raise UserError("--canvas grow looks for the end of text, and the model names none; give --eos_token_id.")
+    if len(places) and {*row.reading.ends} <= {*row.reading.never, *row.reading.last}:
+        raise UserError("--canvas grow looks for the end of text, which other options hold back; use --canvas fixed.")
     left = max(0, len(places) - settings.initial_length)
     row.growth = Growth(settings, left)
     row.cut_to(len(row.ids) - left)
@@ -72,53 +83,67 @@ def before(predict: Predict, row: Row) -> None:
     if growth is None or growth.sized:
         return
     growth.sized = True
-    while growth.left:
-        places = tail(row, growth.settings.window)
-        if expected_end(row, look(predict, Pass([View(row, row.ids, places, places)]))[row]) >= (
-            growth.settings.end_expected
-        ):
-            return
-        extend(row, int(places[-1]))
+    # read as the official code does, greedily and without guidance; a copy, so that the row's own reading stays
+    probe = copy.copy(row)
+    probe.reading = dataclasses.replace(row.reading, temperature=0.0, cfg_scale=0.0, top_k=None, top_p=None)
+    ids, most = row.ids, len(row.ids) + growth.left
+    while len(ids) < most:
+        places = last(row, len(ids))
+        seen = look(predict, Pass([View(probe, ids, places, places)]))[probe]
+        if expected_end(row, seen, ids) >= growth.settings.end_expected:
+            break
+        more = min(growth.settings.grow_by, most - len(ids))
+        ids = torch.cat([ids, ids.new_full((more,), row.mask_id)])
+    row.passes, row.computed = probe.passes, probe.computed
+    if more := len(ids) - len(row.ids):
+        growth.left -= more
+        # The plan was made for the short row: one block of all its places stays one, a step a place stays that.
+        steps, places = sum(row.planned), sum(map(len, row.blocks))
+        size = len(row.blocks[0]) if len(row.blocks) > 1 else None
+        row.grow(len(row.ids) - 1, more)
+        row.plan(steps if steps < places else None, size)
 
 
 def wider(view: View) -> View:
-    """A view that also reads where an end is looked for, if its row grows."""
-    growth = view.row.growth
-    if growth is None or not growth.left:
+    """A view that also reads the whole block, and where an end is looked for, if its row grows."""
+    row = view.row
+    if row.growth is None or not row.growth.left:
         return view
-    places = torch.cat([view.places, tail(view.row, growth.settings.window)]).unique()
+    end = last(row, len(row.ids))
+    places = torch.cat([view.places, row.candidates(), end[row.open[end]]]).unique()
     return dataclasses.replace(view, read=places, places=places)
 
 
 def after(row: Row, seen: Seen) -> None:
     """Make room in the block at hand where the model was at a loss at this step. seen: of a view made `wider`."""
     growth = row.growth
-    if growth is None or row.finished or not growth.left:
+    # at a block's beginning, what was read is of the block before
+    if growth is None or row.finished or not growth.left or not row.taken:
         return
     here = torch.isin(seen.places, row.candidates())
-    if not bool(here.any()):
-        return
+    end = row.end(row.reading.ends)
+    if end is not None:  # nobody reads what stands behind it
+        here &= seen.places < end
     sure = seen.confidence.masked_fill(~here, torch.inf)
-    end = 1.0 if row.end(row.reading.ends) is not None else expected_end(row, seen)
-    if float(sure.min()) < growth.settings.unsure and end < growth.settings.end_certain:
-        extend(row, int(seen.places[sure.argmin()]))
+    if float(sure.min()) >= growth.settings.unsure:
+        return
+    if expected_end(row, seen, row.ids) < growth.settings.end_certain:
+        more = min(growth.settings.grow_by - 1, growth.left)
+        growth.left -= more
+        row.grow(int(seen.places[sure.argmin()]), more)
 
 
-def extend(row: Row, place: int) -> None:
-    """More open places before this one, as many as there may be."""
-    growth = row.growth
-    more = min(growth.settings.grow_by, growth.left)
-    growth.left -= more
-    row.grow(place, more)
+def last(row: Row, length: int) -> Tensor:
+    """(n,) the last places of the answer, at most `window`, if the row ends after `length`."""
+    return torch.arange(max(row.start, length - row.growth.settings.window), length)
 
 
-def tail(row: Row, window: int) -> Tensor:
-    """(n,) the last open places, at most `window`."""
-    return torch.nonzero(row.open).flatten()[-window:]
+def expected_end(row: Row, seen: Seen, ids: Tensor) -> float:
+    """The mean probability of an end over the last places of `ids`, which are the row's, or more of them.
 
-
-def expected_end(row: Row, seen: Seen) -> float:
-    """The mean probability of an end over those last places where it is the likeliest token; 0 if it is nowhere."""
-    last = seen.places >= len(row.ids) - row.growth.settings.window
-    ends = last & torch.isin(seen.tokens, torch.tensor(row.reading.ends))
-    return float(seen.confidence[ends].mean()) if bool(ends.any()) else 0.0
+    A place counts with 0 where an end is not the likeliest, and with 1 where one was written before this step.
+    """
+    ends = torch.tensor(row.reading.ends)
+    p = torch.isin(ids, ends).float()
+    p[seen.places] = seen.confidence * torch.isin(seen.tokens, ends)
+    return float(p[last(row, len(ids))].mean())

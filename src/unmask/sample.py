@@ -14,7 +14,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +167,7 @@ def answers(
             yield finished(loaded, row, texts[i], stops, settings.get("stop_strings") or [])
 
 
-def finished(loaded: Loaded, row: Row, prompt: str, stops: set[int], strings: list[str]) -> Answer:
+def finished(loaded: Loaded, row: Row, prompt: str, stops: set[int], strings: Sequence[str] = ()) -> Answer:
     """A filled row as text, without what follows an end of text or a stop string in an answer at the row's end."""
     ids, free = row.ids.tolist(), row.free.tolist()
     last = len(ids)

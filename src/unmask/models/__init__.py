@@ -74,16 +74,17 @@ class Diffusion:
     """Mixed into every model here: `model.generate` unmasks instead of writing left to right."""
 
     def generate(self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **options: Any) -> Any:
-        """Prompts and their answers: (rows, prompt + max_new_tokens), prompts padded on the left as they came.
+        """Prompts and their answers: (rows, prompt + max_new_tokens), prompts with their padding as they came.
 
-        Options: max_new_tokens, steps, block_size, temperature, remasking, cfg_scale, seed, rule, …
-        (`unmask.decoding.generate` documents them). A causal model answers as `transformers` has it.
+        Options: max_new_tokens, steps, block_size, temperature, remasking, cfg_scale, seed, rule, cache, …, and those
+        of `transformers`: generation_config, streamer, return_dict_in_generate, … (`unmask.generation.generate`
+        documents them). A causal model answers as `transformers` has it.
         """
         if getattr(self.config, "is_causal", False):  # type: ignore[attr-defined]
             return super().generate(input_ids, attention_mask=attention_mask, **options)  # type: ignore[misc]
-        from unmask import decoding
+        from unmask import generation
 
-        return decoding.generate(predictor(self), input_ids, attention_mask, **options)
+        return generation.generate(self, predictor(self), input_ids, attention_mask, **options)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
