@@ -16,7 +16,8 @@ from says import Says
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import unmask
-from unmask import chat, sample
+import unmask.models
+from unmask import chat, replay, sample
 from unmask.__main__ import main
 from unmask.template import Template
 
@@ -392,7 +393,7 @@ def test_any_spelling_of_a_setting_works_and_nothing_brings_the_default_back(pip
     assert err[4].startswith("max_new_tokens=7 steps=3 block_size=4 ")
     assert "suppress_tokens=1,2" in err[4]
     assert "remasking=random" in err[4]
-    assert err[6] == "max_new_tokens=7 steps=128 block_size=4 eos_stop=true rule=reference seed=42"
+    assert err[6] == "max_new_tokens=7 steps=128 block_size=4 eos_stop=true rule=reference cache=none canvas=fixed seed=42"
 
 
 def test_a_conversation_is_saved_once_however_often(piped, says, tmp_path):
@@ -655,3 +656,15 @@ def test_a_real_terminal(model):
     assert process.wait(60) == 0
     assert termios.tcgetattr(ours)[3] == before[3]
     os.close(ours)
+
+
+def test_the_last_answer_is_replayed_from_a_file(piped, says, tmp_path):
+    says()
+    code, _, err = piped("--model", "toy", text=f"/replay {tmp_path}/a.json\none\n/replay {tmp_path}/a.json\n/replay\n")
+    assert code == 2  # for the first and the last
+    assert "no answer was unmasked yet" in err
+    assert "type /replay FILE.html" in err
+    record = replay.read(tmp_path / "a.json")
+    *_, last = replay.states(record)
+    answer = "".join(cell.text or "" for cell in last[record["start"] :])
+    assert answer.startswith("So: one")

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import io
 import json
+import pkgutil
 import re
 import shlex
 import tokenize
@@ -18,7 +19,7 @@ import pytest
 from runs import make_text
 from test_sft import make_chats
 
-from unmask import reader, spec
+from unmask import caches, decoding, growth, reader, spec
 from unmask.__main__ import COMMANDS, main
 from unmask.adapters import LoraArguments
 from unmask.config import DataArguments, ModelArguments, TrainingArguments, UserError
@@ -83,6 +84,12 @@ def tables(page: Path, columns: int) -> list[list[list[str]]]:
 def slug(heading: str) -> str:
     """The anchor that a heading gets on GitHub."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def plug_ins(package: Any) -> dict[str, Any]:
+    """Each rule, or each cache policy, by its name → its Settings, in the order of their names."""
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    return {name: importlib.import_module(f"{package.__name__}.{name}").Settings for name in names}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -204,16 +211,17 @@ def test_a_wrong_command_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("page", PAGES, ids=short)
 def test_an_option_that_is_named_in_the_text_exists(page: Path) -> None:
-    from unmask.decoding import reference
     from unmask.train import trainer_fields
 
     known = {"help", "help_all", "config", "configs", "config_file", "version", *trainer_fields()}
+    kinds = {"prepare": ["pretrain", "sft"], "bench": ["decode"]}
     for command in COMMANDS:
-        for words in [["prepare", "pretrain"], ["prepare", "sft"]] if command == "prepare" else [[command]]:
+        for words in [[command, kind] for kind in kinds[command]] if command in kinds else [[command]]:
             for group in settings_of(words).groups:
                 for field in dataclasses.fields(group):
                     known |= {field.name, f"no_{field.name}", *field.metadata.get("aliases", ())}
-    known |= {field.name for field in dataclasses.fields(reference.Settings)}
+    for settings in [*plug_ins(decoding).values(), *plug_ins(caches).values(), growth.Settings]:
+        known |= {field.name for field in dataclasses.fields(settings)}
     text = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
     named = {
         option.replace("-", "_")
@@ -275,6 +283,26 @@ def test_the_guide_has_every_setting_with_its_default(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [GUIDE, CHINESE[GUIDE]], ids=short)
+def test_the_guide_has_every_rule_and_every_cache_with_its_settings(page: Path) -> None:
+    rules, policies = tables(page, 5)
+    for package, table, column in ((decoding, rules, 2), (caches, policies, 3)):
+        told = {row[0].strip("`"): re.findall(r"`([^`]+)`", row[column]) for row in table}
+        there = {
+            name: [
+                field.name if value is None else f"{field.name}={as_shown(value)}"
+                for field in dataclasses.fields(settings)
+                for value in [getattr(settings(), field.name)]
+            ]
+            for name, settings in plug_ins(package).items()
+        }
+        assert told == there
+    kinds = {name: importlib.import_module(f"unmask.decoding.{name}").Rule for name in plug_ins(decoding)}
+    assert {row[0].strip("`") for row in rules if row[3] in ("yes", "是")} == {n for n in kinds if kinds[n].revises}
+    exact = {row[0].strip("`") for row in policies if row[2] in ("yes", "是")}
+    assert exact == {n for n in plug_ins(caches) if importlib.import_module(f"unmask.caches.{n}").Cache.exact}
+
+
+@pytest.mark.parametrize("page", [GUIDE, CHINESE[GUIDE]], ids=short)
 def test_every_dataset_spec_of_the_guide_is_one(page: Path) -> None:
     assert len(specs(page)) > 10
     for one in specs(page):
@@ -297,8 +325,9 @@ SMALLER = {
     "sft": "--max_steps 2 --gradient_accumulation_steps 1 --logging_steps 1 --num_proc 1",
     "merge": "",
     "chat": "-p Hello --max_length 8 --steps 4",
-    "sample": "--max_new_tokens 8 --steps 4",
+    "sample": "--max_new_tokens 16 --steps 4",
     "infill": "--steps 4",
+    "bench": "--max_new_tokens 8 --steps 4 --block_size 4 --repeats 1",
 }
 
 

@@ -6,9 +6,10 @@ Out: a tensor of prompts and answers, or `MaskedDiffusionOutput`. A setting that
 Of the model's own `generation_config` only the ids of end and padding are read. The rest of it describes writing left
 to right, often that of the model this one was made from: its temperature or length would change answers unasked.
 
-A streamer hears `put(prompt)`; then, if it has `put_draft`, the whole answer after every step, the mask's id where it is
-open (`skip_special_tokens=True` hides it), and at last `put(answer)`. Without `put_draft`, `put` gets tokens as soon as
-all before them stand and no rule may rewrite them. Last comes `end()`; as in `transformers` it does not after an error.
+A streamer hears `put(prompt)`; then, if it has `put_draft`, the whole answer after every step, with the mask's id where
+it is open (`skip_special_tokens=True` hides it), and at last `put(answer)`. Without `put_draft`, `put` gets tokens as
+soon as all before them stand and no rule may rewrite them. Last comes `end()`, but not after an error, as in
+`transformers`. What follows the first end of text or a stop string is never put.
 """
 
 from __future__ import annotations
@@ -176,13 +177,13 @@ def generate(
 
 
 def fields_of(config: Any) -> dict[str, Any]:
-    """What somebody set in a `GenerationConfig`; UserError for anything else, and for words that mean something else."""
+    """What is set in a `GenerationConfig`; UserError for anything else, and for words that mean something else here."""
     if config is None:
         return {}
     if not isinstance(config, GenerationConfig):
         raise UserError(
-            f"generation_config is a {type(config).__name__}; expected GenerationConfig(…) of transformers, or give its "
-            "fields as keywords."
+            f"generation_config is a {type(config).__name__}; it must be a GenerationConfig of transformers, or give "
+            "its fields as keywords."
         )
     found = {name: value for name, value in vars(config).items() if value is not None and not name.startswith("_")}
     for name in ("begin_suppress_tokens", "constraints"):
@@ -246,8 +247,8 @@ def after_prompt(whole: int, settings: dict[str, Any], prompt: int) -> int:
     for name in ("max_new_tokens", "gen_length"):
         if settings.get(name) not in (None, new):
             raise UserError(
-                f"max_length {whole} leaves {new} tokens after {prompt} of prompt, and {name} is {settings[name]}; give "
-                "one of them."
+                f"max_length {whole} leaves {new} tokens after {prompt} of prompt, and {name} is {settings[name]}; "
+                "give one of them."
             )
     return new
 
@@ -272,7 +273,7 @@ def refuse(settings: dict[str, Any]) -> None:
         use = settings.pop("use_cache", None)  # True allows a cache; which one, and whether, `cache` says
         if use is False and kinds["cache"] != "none":
             raise UserError(f"use_cache=False and cache={kinds['cache']!r} contradict each other; leave one out.")
-    for name in (THEIRS | ARGUMENTS) & settings.keys() - own.keys() - {"constraints"}:
+    for name in sorted((THEIRS | ARGUMENTS) & (settings.keys() - own.keys() - {"constraints"})):
         value = settings.pop(name)
         asks = value is not None and value is not False and not (isinstance(value, (list, tuple, dict)) and not value)
         if asks and name not in UNTOUCHED and not (name in NEUTRAL and value == NEUTRAL[name]):
@@ -289,7 +290,7 @@ def refusal(name: str, value: Any) -> UserError:
 
 
 def padding(model: Any, predict: Predict, asked: Any) -> int | None:
-    """The id that fills an answer behind its end: asked for, or the model's own; None leaves what decoding put there."""
+    """The id that fills an answer behind its end, asked for or the model's own; None leaves what decoding put there."""
     if asked is None:
         own = getattr(getattr(model, "generation_config", None), "pad_token_id", None)
         # a model's own may be the mask, which no answer shows
@@ -297,7 +298,7 @@ def padding(model: Any, predict: Predict, asked: Any) -> int | None:
     pad = cast(asked, int, "pad_token_id")
     if not 0 <= pad < predict.vocab_size or pad == predict.mask_id:
         raise UserError(
-            f"pad_token_id is {pad}; it must be one of the model's {predict.vocab_size} tokens, from 0, and not its mask."
+            f"pad_token_id is {pad}; it must be one of the model's {predict.vocab_size} tokens, from 0, not its mask."
         )
     return pad
 
@@ -342,11 +343,11 @@ def pieces(steps: Iterator[Any], row: Row, tokenizer: Any, strings: list[str]) -
 
 
 def standing(row: Row) -> int:
-    """How many tokens of an unfinished answer are sure to stay: all before the first open place, and what may be rewritten."""
-    opened = int(row.open[row.start :].int().argmax())
+    """How many tokens of an unfinished answer are sure to stay: those before what is open or may be rewritten."""
+    places = torch.nonzero(row.open).flatten()
     if row.rule.revises:
-        opened = min(opened, int(row.blocks[row.block][0]) - (row.start or 0))
-    return min(opened, kept(row))
+        places = torch.cat([row.blocks[row.block][:1], places])
+    return min(int(places.min()) - (row.start or 0), kept(row))
 
 
 def harmless(tokenizer: Any, ids: list[int], strings: list[str]) -> int:

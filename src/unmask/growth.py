@@ -98,10 +98,10 @@ def before(predict: Predict, row: Row) -> None:
     if more := len(ids) - len(row.ids):
         growth.left -= more
         # The plan was made for the short row: one block of all its places stays one, a step a place stays that.
-        steps, places = sum(row.planned), sum(map(len, row.blocks))
+        steps, before_that = sum(row.planned), int(row.open.sum())
         size = len(row.blocks[0]) if len(row.blocks) > 1 else None
         row.grow(len(row.ids) - 1, more)
-        row.plan(steps if steps < places else None, size)
+        row.plan(steps if steps < before_that else None, size)
 
 
 def wider(view: View) -> View:
