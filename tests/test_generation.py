@@ -311,7 +311,9 @@ def test_every_row_of_the_output_agrees_with_the_engine(prompts, new, options, p
 
 
 def test_an_answer_that_is_given_whole_takes_no_pass():
-    found = toy_generate(max_new_tokens=2, constraints={0: [3, 4]}, return_dict_in_generate=True)
+    heard = Heard()
+    found = toy_generate(max_new_tokens=2, constraints={0: [3, 4]}, return_dict_in_generate=True, streamer=heard)
+    assert heard.of("put") == [[1, 2], [3, 4]]
     assert found.sequences.tolist() == [[1, 2, 3, 4]]
     assert found.tokens_per_forward.tolist() == [0.0]
     assert found.forward_passes.tolist() == [0]

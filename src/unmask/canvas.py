@@ -119,9 +119,10 @@ class Row:
 
     @property
     def tokens(self) -> int:
-        """Tokens written up to the first end of text or turn, that one included."""
+        """Tokens written up to the first end of text or turn, that one included, or up to a stop string."""
         place = self.end(self.reading.ends)
-        return int(self.free[: len(self.ids) if place is None else place + 1].sum())
+        stop = len(self.ids) if place is None else place + 1
+        return int(self.free[: stop if self.cut is None else self.start + self.cut].sum())
 
     def candidates(self) -> Tensor:
         """(n,) the open places of the block at hand, in ascending order."""

@@ -334,12 +334,16 @@ def pieces(steps: Iterator[Any], row: Row, tokenizer: Any, strings: list[str]) -
                 f"the rule in {type(row.rule).__module__} rewrote a block that was done and streamed; take a streamer "
                 "with put_draft, such as TextDiffusionStreamer."
             )
-        ready = kept(row) if row.finished else standing(row)
-        if strings and not row.finished:
+        if row.finished:
+            break
+        ready = standing(row)
+        if strings:
             ready = harmless(tokenizer, whole[:ready], strings)
         if ready > len(sent):
             yield row.answer[len(sent) : ready].clone()
             sent = whole[:ready]
+    if kept(row) > len(sent):  # no step at all, if the whole answer was given
+        yield row.answer[len(sent) : kept(row)].clone()
 
 
 def standing(row: Row) -> int:

@@ -84,7 +84,7 @@ PAGE = """<!doctype html>
 <input id="at" type="range" min="0" step="1" value="0" aria-label="Step">
 <div id="bar">
 <div id="buttons">
-<button id="first" title="To the start (Home)" aria-label="To the start">⏮&#xFE0E;</button>
+<button id="first" title="To the start (Home)" aria-label="To the start">|◀</button>
 <button id="back" title="One step back (←)" aria-label="One step back">◀&#xFE0E;</button>
 <button id="play" title="Play or pause (space)">Play</button>
 <button id="next" title="One step on (→)" aria-label="One step on">▶&#xFE0E;</button>

@@ -8,18 +8,20 @@ A rule is one file here or elsewhere (`rule="my/rule.py"`) with a dataclass `Set
 rule=…, field=value)` takes, and a class `Rule`. Each row has its own instance:
 
     class Rule(decoding.Rule):
-        needs = frozenset({"entropy"})                  # beyond tokens and confidence: entropy, margin, logits
+        needs = frozenset({"entropy"})                  # beyond tokens and confidence; `signals.EXTRA` has the others
         def choose(self, row, seen):                    # seen: what the model says at the row's candidates
             which = seen.entropy < self.settings.bound  # (n,)
             which[seen.entropy.argmin()] = True         # at least one place a step
             return seen.choice(which)
 
-It may override too: `enter(row)`, called when a row comes to a block; `places(row)`, which candidates to read, if it
-knows before it looks (random, left to right); `view(row)`, to show the network more than the row, with positions and
-attention of its own (WINO's shadows). With `revises = True` it may rewrite, `reopen` places or `stay` in a full block,
-within `limit(row)` steps. Temperature, guidance, suppressed tokens and ends of text are settled before a rule looks.
+Bases for the common kinds: `Confident` (all places that pass a test) and `Planned` (as many as `steps` plans, by a
+score). A rule may override too: `enter(row)`, called when a row comes to a block; `places(row)`, which candidates to
+read, if it knows before it looks (random, left to right); `adjust(row, places, logits)`, to change what the model says
+(credit); `view(row)`, to show the network more than the row, with positions and attention of its own (WINO's shadows).
+With `revises = True` it may rewrite, `reopen` places or `stay` in a full block, within `limit(row)` steps. Temperature,
+guidance, suppressed tokens and ends of text are settled before a rule looks.
 
-A cache policy (`Cache`) makes the forward passes of a step from its views: narrows them, groups them, lends a cache.
+A cache policy (`unmask.caches`) says which places of a row are computed at a step; `unmask.memory` keeps the rest.
 """
 
 from __future__ import annotations
