@@ -149,18 +149,18 @@ def main() -> None:
     if arguments.memory:
         print(memory(arguments.device, arguments.dtype, arguments.memory))
         return
-    peaks = {}
+    dtype, peaks = arguments.dtype, {}
     for which in ("plain", "exact", "dual"):  # a process each, so that no freed memory is used again
-        words = [sys.executable, __file__, "--memory", which, "--device", arguments.device, "--dtype", arguments.dtype]
+        words = [sys.executable, __file__, "--memory", which, "--device", arguments.device, "--dtype", dtype]
         peaks[which] = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1])
     found = {
         "command": " ".join(["python", "benchmarks/decoding.py", *sys.argv[1:]]),
         "versions": report.versions(),
-        "setting": f"124M, {PROMPT} + {NEW} tokens, {NEW} steps, blocks of {BLOCK}, {arguments.dtype}, head × {SHARPER}",
+        "setting": f"124M, {PROMPT} + {NEW} tokens, {NEW} steps, blocks of {BLOCK}, {dtype}, head × {SHARPER}",
         "device": arguments.device,
         "threads": torch.get_num_threads(),
         "runs": arguments.runs,
-        "speed": speed(arguments.device, arguments.dtype, arguments.runs),
+        "speed": speed(arguments.device, dtype, arguments.runs),
         "peak of 8 × 1,024 above the model, bytes": peaks,
         "share of the plain loop's peak": {k: v / peaks["plain"] for k, v in peaks.items() if k != "plain"},
     }

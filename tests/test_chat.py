@@ -393,7 +393,9 @@ def test_any_spelling_of_a_setting_works_and_nothing_brings_the_default_back(pip
     assert err[4].startswith("max_new_tokens=7 steps=3 block_size=4 ")
     assert "suppress_tokens=1,2" in err[4]
     assert "remasking=random" in err[4]
-    assert err[6] == "max_new_tokens=7 steps=128 block_size=4 eos_stop=true rule=reference cache=none canvas=fixed seed=42"
+    assert (
+        err[6] == "max_new_tokens=7 steps=128 block_size=4 eos_stop=true rule=reference cache=none canvas=fixed seed=42"
+    )
 
 
 def test_a_conversation_is_saved_once_however_often(piped, says, tmp_path):
