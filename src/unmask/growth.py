@@ -51,14 +51,20 @@ class Settings:
 
 @dataclass
 class Growth:
-    """How a row grows: its settings, how many places it may still get, and whether its first length is found."""
+    """How a row grows: its settings, how many places it may still get, and whether its first length is found.
+
+    steps, block_size: of the row's plan, as they were asked for. seen: what was read at the last step.
+    """
 
     settings: Settings
     left: int
+    steps: int | None = None
+    block_size: int | None = None
     sized: bool = False
+    seen: Seen | None = None
 
 
-def shorten(row: Row, settings: Settings) -> None:
+def shorten(row: Row, settings: Settings, steps: int | None = None, block_size: int | None = None) -> None:
     """Leave a row `initial_length` of its open places, before it has a plan.
 
     Raises:
@@ -72,16 +78,18 @@ def shorten(row: Row, settings: Settings) -> None:
     if len(places) and {*row.reading.ends} <= {*row.reading.never, *row.reading.last}:
         raise UserError("--canvas grow looks for the end of text, which other options hold back; use --canvas fixed.")
     left = max(0, len(places) - settings.initial_length)
-    row.growth = Growth(settings, left)
+    row.growth = Growth(settings, left, steps, block_size)
     row.cut_to(len(row.ids) - left)
 
 
 @torch.no_grad()
 def before(predict: Predict, row: Row) -> None:
-    """Find a row's first length, if it grows and none is found yet: a forward pass for each `grow_by` places."""
+    """Let a row grow before a step: to its first length, a pass for each `grow_by` places; then where it is needed."""
     growth = row.growth
-    if growth is None or growth.sized:
+    if growth is None:
         return
+    if growth.sized:
+        return make_room(row)
     growth.sized = True
     # read as the official code does, greedily and without guidance; a copy, so that the row's own reading stays
     probe = copy.copy(row)
@@ -97,11 +105,8 @@ def before(predict: Predict, row: Row) -> None:
     row.passes, row.computed = probe.passes, probe.computed
     if more := len(ids) - len(row.ids):
         growth.left -= more
-        # The plan was made for the short row: one block of all its places stays one, a step a place stays that.
-        steps, before_that = sum(row.planned), int(row.open.sum())
-        size = len(row.blocks[0]) if len(row.blocks) > 1 else None
         row.grow(len(row.ids) - 1, more)
-        row.plan(steps if steps < before_that else None, size)
+        row.plan(growth.steps, growth.block_size)
 
 
 def wider(view: View) -> View:
@@ -115,10 +120,16 @@ def wider(view: View) -> View:
 
 
 def after(row: Row, seen: Seen) -> None:
-    """Make room in the block at hand where the model was at a loss at this step. seen: of a view made `wider`."""
-    growth = row.growth
+    """Remember what was read at a step, of a view made `wider`: whoever hears of it sees the row as it was written."""
+    if row.growth is not None:
+        row.growth.seen = seen
+
+
+def make_room(row: Row) -> None:
+    """More places in the block at hand where the model was at a loss at the last step."""
+    growth, seen = row.growth, row.growth.seen
     # at a block's beginning, what was read is of the block before
-    if growth is None or row.finished or not growth.left or not row.taken:
+    if seen is None or not growth.left or not row.taken:
         return
     here = torch.isin(seen.places, row.candidates())
     end = row.end(row.reading.ends)

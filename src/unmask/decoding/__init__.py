@@ -147,23 +147,26 @@ def step(predict: Predict, rows: Sequence[Row], memory: Memory | None = None) ->
         if any(row.cache is not None and row.cache.keeps for row in rows):
             raise UserError("rows with a cache need a Memory that lives as long as they: step(predict, rows, memory).")
         memory = Memory()
-    for row in rows:
-        growth.before(predict, row)
-    views, wanted = [], {}
-    for row in rows:
-        view = row.rule.view(row)
-        wanted[row], view = view.places, growth.wider(view)
-        views += [view, view.without_given()] if row.reading.cfg_scale else [view]
-    seen: dict[Row, Seen] = {}
-    for one in memory.passes(views, shift=getattr(predict, "shift", 0), padded=getattr(predict, "pads_windows", True)):
-        try:
+    shown = rows[0].ids if rows else None
+    try:
+        for row in rows:
+            growth.before(predict, row)
+        views, wanted = [], {}
+        for row in rows:
+            view = row.rule.view(row)
+            wanted[row], view = view.places, growth.wider(view)
+            views += [view, view.without_given()] if row.reading.cfg_scale else [view]
+        seen: dict[Row, Seen] = {}
+        shift, padded = getattr(predict, "shift", 0), getattr(predict, "pads_windows", True)
+        for one in memory.passes(views, shift=shift, padded=padded):
+            shown = one.views[0].ids
             seen |= look(predict, one)
-        except NotNumbers:
-            where = getattr(predict, "where_nan", None)
-            raise UserError(
-                "the model's answers are not numbers (NaN): its weights are broken, or float16 is too narrow."
-                + (where(one.views[0].ids) if where else "")
-            ) from None
+    except NotNumbers:
+        where = getattr(predict, "where_nan", None)
+        raise UserError(
+            "the model's answers are not numbers (NaN): its weights are broken, or float16 is too narrow."
+            + (where(shown) if where else "")
+        ) from None
     changes = [row.write(row.rule.choose(row, seen[row].of(wanted[row]))) for row in rows]
     for change in changes:
         memory.wrote(change)
@@ -250,7 +253,7 @@ def prepare(predict: Predict, rows: Sequence[Row], *, tokenizer: Any = None, **s
         row.rule, row.cache, row.reading, row.seed = rule(own["rule"]), cache(own["cache"]), reading, options.seed
         row.stopped = stopped
         if "canvas" in own:
-            growth.shorten(row, own["canvas"])
+            growth.shorten(row, own["canvas"], options.steps, options.block_size)
         row.plan(options.steps, options.block_size)
     places = min((int(row.free.sum()) for row in rows), default=0)
     if options.steps and rows and options.steps > places and options.canvas == "fixed":
@@ -271,7 +274,8 @@ def contradictions(predict: Predict, rule: type[Rule], cache: type[Cache], optio
     why = getattr(predict, "no_cache", None)
     if cache.keeps and why:
         raise UserError(f"--cache {options.cache} does not work here: {why}; use --cache none.")
-    if options.canvas == "grow" and (rule.revises or rule.adjusts or "probs" in rule.needs):
+    remembers = rule.revises or rule.adjusts or "probs" in rule.needs or rule.view is not Rule.view
+    if options.canvas == "grow" and remembers:
         raise UserError(
             f"the rule {options.rule!r} remembers places, which move when the canvas grows; use --canvas fixed, or a "
             "rule such as threshold."
