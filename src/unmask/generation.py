@@ -320,7 +320,7 @@ def answer_of(row: Row, pad: int | None) -> Tensor:
 def kept(row: Row) -> int:
     """How many tokens of a finished answer count: up to the first end of text, that included, or to the stop string."""
     end = row.end(row.reading.ends)
-    most = len(row.answer) if end is None else end - (row.start or 0) + 1
+    most = len(row.answer) if end is None else end - row.start + 1
     return most if row.cut is None else min(most, row.cut)
 
 
@@ -351,7 +351,7 @@ def standing(row: Row) -> int:
     places = torch.nonzero(row.open).flatten()
     if row.rule.revises:
         places = torch.cat([row.blocks[row.block][:1], places])
-    return min(int(places.min()) - (row.start or 0), kept(row))
+    return min(int(places.min()) - row.start, kept(row))
 
 
 def harmless(tokenizer: Any, ids: list[int], strings: list[str]) -> int:

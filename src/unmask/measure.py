@@ -222,7 +222,7 @@ def refusal(result: Result) -> Iterator[None]:
 
 def answer_of(row: Row) -> tuple[Answer, list[int]]:
     """A finished row's answer, and its ids before the end of text, the end of turn or the stop string."""
-    start, ids = row.start or 0, row.answer.tolist()
+    start, ids = row.start, row.answer.tolist()
     end = row.end(row.reading.ends)
     last = len(ids) if end is None else end - start
     before = ids[: last if row.cut is None else min(last, row.cut)]

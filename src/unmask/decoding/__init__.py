@@ -105,7 +105,16 @@ class Planned(Rule):
         raise NotImplementedError
 
     def choose(self, row: Row, seen: Seen) -> Choice:
-        return seen.choice(highest(row, seen.places, self.score(row, seen), row.share))
+        # a token that is written last has no confidence, whatever the score of its place
+        score = self.score(row, seen).masked_fill(seen.confidence == 0, torch.finfo(torch.float32).min)
+        return seen.choice(highest(row, seen.places, score, row.share))
+
+
+def drawn_places(row: Row) -> Tensor:
+    """(n,) as many open places of the block as the step is planned to write, drawn by the row, ascending."""
+    candidates = row.candidates()
+    order = torch.randperm(len(candidates), generator=row.generator("places"))
+    return candidates[order[: row.share]].sort().values
 
 
 class Confident(Rule):

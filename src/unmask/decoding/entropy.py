@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from unmask import decoding
@@ -27,5 +26,4 @@ class Rule(decoding.Planned):
 
     def score(self, row: Row, seen: decoding.Seen) -> Tensor:
         assert seen.entropy is not None
-        # a token that is written last has no confidence, but the entropy of its place may be low
-        return (-seen.entropy).masked_fill(seen.confidence == 0, -torch.finfo(torch.float32).max)
+        return -seen.entropy

@@ -26,5 +26,4 @@ class Rule(decoding.Planned):
 
     def score(self, row: Row, seen: decoding.Seen) -> Tensor:
         assert seen.margin is not None
-        # a token that is written last has no confidence, but the tokens beside it have a margin
-        return seen.margin.masked_fill(seen.confidence == 0, -1.0)
+        return seen.margin

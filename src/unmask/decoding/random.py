@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from unmask import decoding
@@ -32,9 +31,7 @@ class Rule(decoding.Rule):
             )
 
     def places(self, row: Row) -> Tensor:
-        candidates = row.candidates()
-        order = torch.randperm(len(candidates), generator=row.generator("places"))
-        return candidates[order[: row.share]].sort().values
+        return decoding.drawn_places(row)
 
     def choose(self, row: Row, seen: decoding.Seen) -> Choice:
         return seen.choice()

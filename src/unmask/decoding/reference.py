@@ -57,11 +57,7 @@ class Rule(decoding.Rule):
 
     def places(self, row: Row) -> Tensor:
         """Random places are drawn before the model is asked, so that it is asked about nothing else."""
-        candidates = row.candidates()
-        if self.settings.remasking == "low_confidence":
-            return candidates
-        order = torch.randperm(len(candidates), generator=row.generator("places"))
-        return candidates[order[: row.share]].sort().values
+        return row.candidates() if self.settings.remasking == "low_confidence" else decoding.drawn_places(row)
 
     def choose(self, row: Row, seen: decoding.Seen) -> Choice:
         if self.settings.remasking == "random":
