@@ -34,8 +34,8 @@ print(device.type if device else "cpu", max(1, torch.get_num_threads() // int(sy
 fi
 read -r device threads <<< "$found"
 
-echo "$name: $CONFIG on $device, processes: $NUM_PROCESSES" >&2
-command=("$script" --configs "$CONFIG" "$@")
+echo "$name: ${CONFIG:-$script} on $device, processes: $NUM_PROCESSES" >&2
+command=("$script" ${CONFIG:+--configs "$CONFIG"} "$@")
 if [ "$device" = mps ]; then # one GPU, which neither of accelerate's files below means
   exec "$PYTHON" "${command[@]}"
 fi

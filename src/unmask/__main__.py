@@ -34,6 +34,8 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "infill": ("sample", "main_infill", "Fill gaps in a text"),
     },
     "Study": {
+        "eval": ("evaluation", "main", "Score a model on benchmarks, exams on disk or your own questions"),
+        "compare": ("compare", "main", "Compare scored models, question by question"),
         "bench": ("bench", "main", "Measure decoding: rules and caches side by side"),
     },
 }

@@ -25,16 +25,17 @@ class Predictor:
 
     Args:
         model: the bare model. wrapped: the same inside DDP, FSDP or an autocast wrapper; it is what gets called.
+        shift: place i is spoken of at place i - shift; the config says if left out.
     """
 
-    def __init__(self, model: PreTrainedModel, wrapped: nn.Module | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, wrapped: nn.Module | None = None, shift: int | None = None) -> None:
         config = model.config
         self.model, self.wrapped = model, model if wrapped is None else wrapped
         self.mask_id: Any = getattr(config, "mask_token_id", None)  # a causal model need not have one
         self.eos_id: int | list[int] | None = config.eos_token_id
         self.vocab_size: int = config.vocab_size
         self.max_length: int | None = getattr(config, "max_position_embeddings", None)
-        self.shift: int = getattr(config, "shift", 0)
+        self.shift: int = getattr(config, "shift", 0) if shift is None else shift
         self.head: nn.Module = model.get_output_embeddings()
         self.linear_head = isinstance(self.head, nn.Linear)
         self.head_is_last = not any(getattr(config, key, None) not in (None, 1, 1.0) for key in AFTER_THE_HEAD)

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,9 @@ ALIGN = 16
 """On a CPU, rows are padded to a multiple of so many places and the head gets at least as many. Seen with torch 2.13:
 at other widths, and for fewer, sums are taken in an order that depends on the padding, and where two places are equally
 sure but for the last bits, a row would be written in another order alone than in a batch."""
+
+Half = TypeVar("Half")
+"""What stands for one half of guidance: with the prompt, or without."""
 
 
 @dataclass(eq=False)
@@ -260,8 +263,8 @@ def alike(a: Row, b: Row) -> bool:
 
 def guided(
     scale: float,
-    hidden_at: Callable[[dict[Row, int]], Tensor],
-    starts: tuple[dict[Row, int], dict[Row, int]],
+    hidden_at: Callable[[Half], Tensor],
+    halves: tuple[Half, Half],
     logits_of: Callable[[Tensor], Tensor],
     linear: bool,
 ) -> Tensor:
@@ -270,7 +273,7 @@ def guided(
     A head that is linear gives the same for the hidden states so combined, at half the cost; but not where they are
     rounded to half width.
     """
-    seeing, bare = starts
+    seeing, bare = halves
     if not scale:
         return logits_of(hidden_at(seeing))
     with_prompt, without = hidden_at(seeing), hidden_at(bare)
