@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -135,21 +135,28 @@ def runs(wanted: Evaluation, loaded: dict[str, Any], preset: Preset | None) -> l
 
 
 @contextlib.contextmanager
-def quiet(verbosity: str | None) -> Iterator[None]:
-    """lm-eval says nothing that is not asked for: what matters is said here."""
+def quiet(verbosity: str | None, bars: bool) -> Iterator[None]:
+    """lm-eval says nothing that is not asked for: what matters is said here.
+
+    Args:
+        bars: show its bars, for models of its own, where somebody watches.
+    """
     from lm_eval import evaluator
     from tqdm import tqdm
 
+    def silent(self: Any, *words: Any, **how: Any) -> None:
+        made(self, *words, **{**how, "disable": True})
+
     logging.getLogger("lm_eval").setLevel(verbosity.upper() if verbosity else logging.ERROR)
-    bars, commit = tqdm.__init__, evaluator.get_git_commit_hash
-    if not verbosity:
-        tqdm.__init__ = functools.partialmethod(bars, disable=True)
+    made, commit = tqdm.__init__, evaluator.get_git_commit_hash
+    if not (bars and sys.stderr.isatty()):
+        tqdm.__init__ = silent
     # lm-eval 0.4.13 asks git in the folder one stands in, and git complains where that is no repository
     evaluator.get_git_commit_hash = lambda: None
     try:
         yield
     finally:
-        tqdm.__init__, evaluator.get_git_commit_hash = bars, commit
+        tqdm.__init__, evaluator.get_git_commit_hash = made, commit
 
 
 def evaluate(wanted: Evaluation) -> dict[str, Any] | None:
@@ -167,7 +174,7 @@ def evaluate(wanted: Evaluation) -> dict[str, Any] | None:
     asked = wanted.asked() if ours else None
     report.quiet()
     data = local.LocalData(tasks.local_data) if tasks.local_data else None
-    with quiet(output.verbosity), local.active(data):
+    with quiet(output.verbosity, not ours), local.active(data):
         index = manager(wanted)
         names = specs(wanted, index)
         loaded = load(wanted, index, names)

@@ -63,6 +63,8 @@ def check(wanted: Evaluation) -> None:
         raise UserError("--predict_only writes answers into --output_path; name a folder.")
     if tasks.fewshot_as_multiturn and not flags.template_asked(tasks.apply_chat_template) and not tasks.preset:
         raise UserError("--fewshot_as_multiturn makes turns of a conversation; it needs --apply_chat_template.")
+    flags.seeds(tasks.harness_seed)
+    flags.chosen(tasks.samples)
     try:
         import lm_eval
     except ImportError:
