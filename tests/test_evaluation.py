@@ -5,6 +5,7 @@ import functools
 import io
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -321,6 +322,60 @@ def test_generation_is_counted_in_passes_and_tokens_a_second(evaluated, tmp_path
     assert said.err.count("question ") == 3
 
 
+@pytest.mark.parametrize("how", [("--steps", 4), ("--rule", "threshold", "--cache", "dual", "--block_size", 4)])
+def test_answers_to_gsm8k_are_those_of_unmask_sample_with_the_same_stops(evaluated, gsm8k, folder, tmp_path, how):
+    words = ["--tasks", "gsm8k", "--local_data", gsm8k, "--num_fewshot", 1, "--max_new_tokens", 12, "--batch_size", 3]
+    _, samples, _ = evaluated(*words, *how)
+    rows = [row for row in samples["gsm8k"] if row["filter"] == "strict-match"]
+    prompts = tmp_path / "prompts.jsonl"
+    questions(prompts, [{"prompt": row["arguments"][0][0]} for row in rows])
+    out = tmp_path / "rows.jsonl"
+    stops = rows[0]["arguments"][0][1]["until"]
+    flags_ = ["--max_new_tokens", 12, "--file", prompts, "--output", out, *how, "--stop_strings", *stops]
+    assert main(["sample", "--model", folder, *map(str, flags_)]) == 0
+    sampled = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 6
+    assert [row["completion"] for row in sampled] == [row["resps"][0][0] for row in rows]
+    store = (tmp_path / "out" / "responses-0.jsonl").read_text(encoding="utf-8").splitlines()
+    assert sorted(row["tokens"] for row in sampled) == sorted(json.loads(line)["ids"] for line in store)
+
+
+def test_generation_that_was_stopped_goes_on_to_the_same_answers(evaluated, gsm8k, monkeypatch, tmp_path):
+    from unmask import decoding
+
+    words = ["--tasks", "gsm8k", "--local_data", gsm8k, "--num_fewshot", 0, "--max_new_tokens", 8, "--batch_size", 2]
+    words += ["--temperature", 0.9, "--seed", 4]
+    whole, samples, _ = evaluated(*words, name="whole")
+    real, steps = decoding.step, []
+
+    def step(*given):
+        steps.append(1)
+        if len(steps) > 20:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "step", step)
+        evaluated(*words, name="stopped", code=130)
+    written = (tmp_path / "stopped" / "responses-0.jsonl").read_text(encoding="utf-8").splitlines()
+    assert 0 < len(written) < 6
+    again, other, _ = evaluated(*words, name="stopped")
+    assert again["results"] == whole["results"]
+    assert [row["resps"] for row in other["gsm8k"]] == [row["resps"] for row in samples["gsm8k"]]
+
+
+def test_the_perplexity_of_a_file_is_its_bound_in_windows(evaluated, shared, tmp_path):
+    text = (shared / "data" / "wikitext2" / "valid.txt").read_text(encoding="utf-8")[:5000]
+    (tmp_path / "wiki.txt").write_text(text, encoding="utf-8")
+    whole, _, said = evaluated("--data", tmp_path / "wiki.txt", "--metric", "perplexity", "--mc_num", 2)
+    known, size = whole["texts"]["wiki"], len(text.encode())
+    assert (known["tokens"], known["windows"]) == (size, -(-size // 1024))  # a byte is a token here
+    bits = known["nats_per_token"] / math.log(2)
+    assert whole["results"]["wiki"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-6)
+    assert known["se"] > 0
+    assert f"wiki: ≤ {known['nats_per_token']:.4f} ± " in said.out
+
+
 def test_gsm8k_is_asked_with_its_own_examples_and_filters(evaluated, gsm8k):
     words = ["--tasks", "gsm8k", "--local_data", gsm8k, "--limit", 2, "--num_fewshot", 1]
     whole, samples, _ = evaluated(*words, "--max_new_tokens", 6)
@@ -422,6 +477,7 @@ def test_every_flag_of_lm_evals_run_is_known():
         (["--tasks", "gsm8k", "--mc_num", "0"], "mc_num is 0"),
         (["--data", "no.jsonl"], "--data and --metric belong together"),
         (["--data", "no.jsonl", "--metric", "exact"], "no.jsonl"),
+        (["--data", "no.txt", "--metric", "perplexity"], "no file 'no.txt'"),
         (["--tasks", "gsm8k", "--include_path", "nowhere"], "--include_path nowhere is no folder"),
         (["--tasks", "gsm8k", "--trust_remote_code", "true"], "would run code from the hub"),
         (["--tasks", "humaneval_local", "--max_new_tokens", "4"], "data set 'openai/openai_humaneval'"),

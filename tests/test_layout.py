@@ -154,6 +154,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "harness/data_files": {"config", "sources"},
     "harness/local": {"config", "sources", "harness"},
     "harness/questions": {"config", "bench"},  # its rows are read as those of `unmask bench`
+    "harness/texts": {"config"},
     "harness/presets": {"config", "report", "options"},
     "harness/code": {"config"},
     "harness/arguments": {"config", "estimators", "options", "reader", "decoding"},

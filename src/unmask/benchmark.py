@@ -67,8 +67,10 @@ def manager(wanted: Evaluation) -> Any:
 def specs(wanted: Evaluation, index: Any) -> list[Any]:
     """What --tasks and --data name, in lm-eval's words; UserError for a name that there is not, with the nearest."""
     if wanted.tasks.data:
-        from unmask.harness import questions
+        from unmask.harness import questions, texts
 
+        if wanted.tasks.metric == "perplexity":
+            return [texts.task(wanted.tasks.data)]
         length = None if wanted.tasks.metric == "choice" else wanted.scoring.max_new_tokens
         return [questions.task(wanted.tasks.data, str(wanted.tasks.metric), max_new_tokens=length)]
     found: list[Any] = []
@@ -91,9 +93,12 @@ def load(wanted: Evaluation, index: Any, some: Sequence[Any]) -> dict[str, Any]:
         return dict(index.load(list(some)))
     except UserError:
         raise
-    except (KeyError, ValueError, FileNotFoundError, ModuleNotFoundError, AttributeError) as error:
+    except (KeyError, ValueError, OSError, ModuleNotFoundError, AttributeError) as error:
         names = ", ".join(str(one.get("task") if isinstance(one, dict) else one) for one in some)
-        raise UserError(f"cannot load the task {names}: {type(error).__name__}: {error}") from None
+        hint = ""
+        if "code_eval" in str(error):  # lm-eval 0.4.13 fetches it from the hub when the task is loaded
+            hint = " Without the hub: humaneval_local, humaneval_instruct_llada, mbpp_local, mbpp_instruct_llada."
+        raise UserError(f"cannot load the task {names}: {type(error).__name__}: {error}.{hint}") from None
 
 
 def tops(loaded: dict[str, Any]) -> list[Any]:
@@ -217,6 +222,7 @@ def evaluate(wanted: Evaluation) -> dict[str, Any] | None:
         "commit": results.commit(),
         "packages": report.versions() | {"lm_eval": whole.get("lm_eval_version")},
         "decoding": results.decoding(details),
+        "texts": results.texts(details),
         "local_data": data.used if data else {},
         "seconds": time.time() - began,
         "processes": getattr(model, "world_size", 1),
@@ -281,6 +287,10 @@ def simple(wanted: Evaluation, model: Any, run: Run, index: Any) -> dict[str, An
             fewshot_random_seed=chosen[3],
             confirm_run_unsafe_code=True,  # `code.check_allowed` asked
         )
+    except ValueError as error:
+        if "did not find any docs" in str(error):
+            raise UserError("a task has fewer questions than there are processes; start fewer of them.") from None
+        raise
     finally:
         for task in run.tasks:
             for one in getattr(task, "get_all_tasks", lambda task=task: [task])():

@@ -264,12 +264,13 @@ class Unmask(TemplateLM):
         for one, keys in zip(requests, parts, strict=True):
             records = [self.store.answers[key] for key in keys]
             errors = [record["se"] for record in records]
+            found.append(sum(record["nats"] for record in records))
             self.details[detail_key(one)] = {
+                "nats": found[-1],
                 "se": None if None in errors else sum(error**2 for error in errors) ** 0.5,
                 "tokens": sum(len(wanted[key].target) for key in keys),
                 "windows": len(keys),
             }
-            found.append(sum(record["nats"] for record in records))
             self.cache_hook.add_partial("loglikelihood_rolling", one.args, found[-1])
         return found
 

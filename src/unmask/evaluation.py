@@ -50,7 +50,9 @@ def check(wanted: Evaluation) -> None:
             f"{what} are given; name tasks (--tasks cmmlu), or your own questions (--data qa.jsonl --metric exact)."
         )
     if bool(tasks.data) != bool(tasks.metric):
-        raise UserError("--data and --metric belong together: --data qa.jsonl --metric exact, contains or choice.")
+        raise UserError(
+            "--data and --metric belong together: --data FILE --metric exact, contains, choice or perplexity."
+        )
     if tasks.data and tasks.preset:
         raise UserError("--preset has settings for published tasks, not for --data; leave one out.")
     if tasks.limit is not None and tasks.limit <= 0:

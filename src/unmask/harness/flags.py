@@ -28,9 +28,11 @@ class TaskArguments:
     """Tasks"""
 
     tasks: list[str] = option([], "lm-eval's names or patterns of tasks and groups, or YAML files of tasks.")
-    data: str | None = option(None, "Your own questions, jsonl, instead of --tasks. Needs --metric.")
-    metric: Literal["exact", "contains", "choice"] | None = option(
-        None, "How --data is scored: the answer is the text, or has it in it; or the likeliest of the choices is right."
+    data: str | None = option(None, "Your own questions (jsonl) or texts, instead of --tasks. Needs --metric.")
+    metric: Literal["exact", "contains", "choice", "perplexity"] | None = option(
+        None,
+        "How --data is scored: the answer is the text, or has it in it; the likeliest of the choices is right; or how "
+        "probable texts are, in bits per byte.",
     )
     preset: str | None = option(None, "Settings behind published numbers: llada-base, llada-instruct, …, or a YAML.")
     local_data: list[str] = option(

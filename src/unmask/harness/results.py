@@ -121,6 +121,23 @@ def decoding(details: Mapping[Any, dict[str, Any]]) -> dict[str, dict[str, float
     return found
 
 
+def texts(details: Mapping[Any, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each task that scores whole texts: windows, tokens, nats per token and the standard error of the draws."""
+    found: dict[str, dict[str, Any]] = {}
+    for (task, _, _), one in details.items():
+        if "windows" not in one:
+            continue
+        total = found.setdefault(task, {"windows": 0, "tokens": 0, "nats": 0.0, "variance": 0.0})
+        for name in ("windows", "tokens", "nats"):
+            total[name] += one[name]
+        known = None not in (total["variance"], one["se"])
+        total["variance"] = total["variance"] + one["se"] ** 2 if known else None
+    for total in found.values():
+        total["nats_per_token"], variance = -total.pop("nats") / total["tokens"], total.pop("variance")
+        total["se"] = None if variance is None else math.sqrt(variance) / total["tokens"]
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # What is shown
 

@@ -30,7 +30,14 @@ def tell(wanted: Evaluation, whole: dict[str, Any], samples: dict[str, Any], pre
         with contextlib.suppress(UserError):
             known = preset.published(name) if preset else None
             published |= {name: known} if known is not None else {}
-    notes = []
+    notes = [what(whole)]
+    sign = "=" if whole["model"].get("objective") == "autoregressive" else "≤"
+    for task, total in whole["texts"].items():
+        error = "" if total["se"] is None else f" ± {1.96 * total['se']:.4f}"
+        notes.append(
+            f"{task}: {sign} {total['nats_per_token']:.4f}{error} nats/token, {total['tokens']:,} tokens in "
+            f"{total['windows']:,} windows"
+        )
     for task, total in whole["decoding"].items():
         notes.append(
             f"{task}: {total['forward_passes'] / total['answers']:.1f} forward passes an answer, "
@@ -45,6 +52,19 @@ def tell(wanted: Evaluation, whole: dict[str, Any], samples: dict[str, Any], pre
         notes.append(json.dumps(whole.get("configs"), indent=1, default=str))
     show(results.table(whole, published), notes)
     report.say(*results.suspicious(whole, samples))
+    for task, rows in samples.items() if wanted.output.write_out else ():
+        for one in rows[:1]:
+            report.say(f"--- {task}, question {one['doc_id']}, as the model was asked:", str(one["arguments"][0][0]))
+
+
+def what(whole: dict[str, Any]) -> str:
+    """Which model was scored, and what its likelihoods are."""
+    model, settings = whole["model"], whole["settings"]
+    if model.get("objective") == "autoregressive":
+        return f"{model['name']}: autoregressive, exact likelihood"
+    scoring = settings["asked"]["scoring"]
+    draws = f", {scoring['mc_num']} draws" if scoring["likelihood"] in ("exact_count", "bernoulli", "any_order") else ""
+    return f"{model['name']}: masked, likelihood {scoring['likelihood']}{draws} (one token: exact)"
 
 
 def trackers(output: ResultArguments, whole: dict[str, Any], samples: dict[str, Any]) -> None:
