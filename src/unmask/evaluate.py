@@ -188,7 +188,8 @@ class Unmask(TemplateLM):
         prefix = self.prefix_token_id if self.causal else None
         pairs = [self.fitted(one, self.prompts.pair(one.args[0], one.args[1], prefix)) for one in requests]
         self.prompts.forget()
-        keys = [key_of("loglikelihood", *pair) for pair in pairs]
+        how = dataclasses.asdict(self.wanted.likelihood())
+        keys = [key_of("loglikelihood", *pair, how) for pair in pairs]
         several = sum(len(pair.target) > 1 for pair in pairs)
         scoring = self.wanted.scoring
         if several and not self.causal and scoring.mc_num == 1 and scoring.likelihood == "exact_count":
@@ -197,13 +198,13 @@ class Unmask(TemplateLM):
         wanted = {key: Request(*pair, place_of(pair.given)) for key, pair in zip(keys, pairs, strict=True)}
         self.score(wanted, "scoring")
         self.check_greedy(requests, pairs)
-        found = []
+        scale, found = how["cfg_scale"], []
         for one, pair, key in zip(requests, pairs, keys, strict=True):
             known = self.store.answers[key]
             self.details[detail_key(one)] = {name: known[name] for name in ("se", "looks")}
             greedy = known["greedy"]
             if greedy is None:
-                greedy = self.store.answers.get(key_of("greedy", *pair), {"greedy": False})["greedy"]
+                greedy = self.store.answers.get(key_of("greedy", *pair, scale), {"greedy": False})["greedy"]
             found.append((known["nats"], greedy))
             self.cache_hook.add_partial("loglikelihood", one.args, found[-1])
         return found
@@ -227,14 +228,14 @@ class Unmask(TemplateLM):
         check = self.wanted.scoring.is_check_greedy
         if self.causal or check is False:
             return
+        scale = self.wanted.likelihood().cfg_scale
         targets = Counter((one.task_name, one.doc_id) for one in requests)  # a question with choices has several
         todo: dict[str, Pair] = {}
         for one, pair in zip(requests, pairs, strict=True):
             if len(pair.target) > 1 and (check or targets[one.task_name, one.doc_id] == 1):
-                todo.setdefault(key_of("greedy", *pair), pair)
+                todo.setdefault(key_of("greedy", *pair, scale), pair)
         missing = {pair: key for key, pair in todo.items() if self.store.get(key) is None}
         bar = report.Bar("greedy check", len(todo), len(todo) - len(missing))
-        scale = self.wanted.decoding.get("cfg_scale") or 0.0
         try:
             found = writing.greedy(self.writer, list(missing), scale, self.wanted.batch_size or DRAFTS)
             for done, (pair, right) in enumerate(found, 1):
@@ -248,6 +249,7 @@ class Unmask(TemplateLM):
         self.prompts.remember(one.args[0] for one in requests)
         parts: list[list[str]] = []
         wanted: dict[str, Request] = {}
+        how = dataclasses.asdict(self.wanted.likelihood())
         prefix = self.prefix_token_id if self.causal else None
         for one in requests:
             ids = self.prompts.encode(one.args[0])
@@ -256,7 +258,7 @@ class Unmask(TemplateLM):
             parts.append([])
             for i, (given, target) in enumerate(likelihood.windows(ids, self.max_length, prefix)):
                 place = (one.doc_id or 0) * FAR + i
-                parts[-1].append(key := key_of("rolling", given, target, place))
+                parts[-1].append(key := key_of("rolling", given, target, place, how))
                 wanted[key] = Request(given, target, place)
         self.prompts.forget()
         self.score(wanted, "scoring windows")

@@ -90,7 +90,7 @@ def record(wanted: Evaluation, preset: Preset | None) -> dict[str, Any]:
         "likelihood": asked["scoring"]["likelihood"] if ours else "exact",
         "preset": dataclasses.asdict(preset) if preset else None,
         "num_fewshot": wanted.tasks.num_fewshot,
-        "apply_chat_template": wanted.tasks.apply_chat_template,
+        "apply_chat_template": None if preset else flags.template_asked(wanted.tasks.apply_chat_template) or False,
         "limit": wanted.tasks.limit,
         "seeds": list(flags.seeds(wanted.tasks.harness_seed)),
         "system_instruction": wanted.tasks.system_instruction,
