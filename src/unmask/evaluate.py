@@ -235,6 +235,8 @@ class Unmask(TemplateLM):
             if len(pair.target) > 1 and (check or targets[one.task_name, one.doc_id] == 1):
                 todo.setdefault(key_of("greedy", *pair, scale), pair)
         missing = {pair: key for key, pair in todo.items() if self.store.get(key) is None}
+        if not missing:
+            return
         bar = report.Bar("greedy check", len(todo), len(todo) - len(missing))
         try:
             found = writing.greedy(self.writer, list(missing), scale, self.wanted.batch_size or DRAFTS)
