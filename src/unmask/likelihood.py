@@ -27,6 +27,11 @@ from unmask.signals import ALIGN, CHUNK, guided
 
 PLACES_AT_ONCE = {"cpu": 1 << 13, "cuda": 1 << 16}
 """Places of a batch (rows × length) where no number of rows is asked for."""
+WIDTHS = {"cpu": ALIGN, "cuda": 64}
+"""Rows of one pass are padded to the same multiple of so many places: padding costs as much as text."""
+IN_CACHE = 1 << 23
+"""Logits at once on a CPU: 32 MB, the most that glibc keeps for the next ones. More is given back to the system and
+fetched again page by page; with torch 2.13 a piece four times as large took three times as long for each place."""
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rows that looks share, and the passes over them
@@ -128,6 +133,12 @@ class Scorer:
         places = PLACES_AT_ONCE.get(self.predict.device.type, PLACES_AT_ONCE["cuda"])
         return max(1, places // len(next(iter(waiting.values())).ids))
 
+    def width(self, one: Input) -> int:
+        """Places of an input and its padding."""
+        step = WIDTHS.get(self.predict.device.type, WIDTHS["cuda"])
+        most = getattr(self.predict, "max_length", None) or len(one.ids) + step
+        return max(len(one.ids), min(-(-len(one.ids) // step) * step, most))
+
     def ask(self, work: Work, looks: list[Look], waiting: dict[tuple[bytes, int], Input]) -> None:
         """Put looks on the inputs that wait, where an equal one waits on that."""
         work.looks, work.inputs = looks, []
@@ -147,7 +158,9 @@ class Scorer:
 
     def run(self, waiting: dict[tuple[bytes, int], Input]) -> Iterator[tuple[int, Score]]:
         """One pass over the inputs that wait longest; what is done by it."""
-        inputs = [waiting.pop(key) for key in list(itertools.islice(waiting, self.room(waiting)))]
+        width = self.width(next(iter(waiting.values())))
+        alike = (key for key, one in waiting.items() if self.width(one) == width)
+        inputs = [waiting.pop(key) for key in list(itertools.islice(alike, self.room(waiting)))]
         self.look_at(inputs)
         self.rows += len(inputs)
         for work in itertools.chain.from_iterable(one.askers for one in inputs):
@@ -172,10 +185,7 @@ class Scorer:
     def look_at(self, inputs: list[Input]) -> None:
         """Fill in what is wanted of inputs, in one pass (two rows each with guidance)."""
         device, scale = self.predict.device, self.settings.cfg_scale
-        width = max(len(one.ids) for one in inputs)
-        if device.type == "cpu":
-            most = getattr(self.predict, "max_length", None) or width + ALIGN
-            width = max(width, min(-(-width // ALIGN) * ALIGN, most))
+        width = self.width(inputs[0])
         count = len(inputs)
         ids = torch.zeros(count, width, dtype=torch.long)
         real, keep = torch.zeros(count, width, dtype=torch.bool), torch.zeros(count, width, dtype=torch.bool)
@@ -221,7 +231,7 @@ class Reader:
         self.at = torch.tensor([place for place, _ in pairs])
         self.tokens = torch.tensor([token for _, token in pairs])
         self.kept, self.scale, self.linear = kept, scale, getattr(predict, "linear_head", False)
-        self.step = max(1, CHUNK // predict.vocab_size)
+        self.step = max(ALIGN, (IN_CACHE if predict.device.type == "cpu" else CHUNK) // predict.vocab_size)
 
     def __call__(self, hidden: Tensor, head: Head) -> Tensor:
         device, parts, order = hidden.device, [], []
@@ -236,8 +246,12 @@ class Reader:
             logits = logits if logits.dtype == torch.float64 else logits.float()
             mine = torch.nonzero((self.at >= start) & (self.at < stop)).flatten()
             at, tokens = (self.at[mine] - start).to(device), self.tokens[mine].to(device)
-            nats = logits[at, tokens] - logits.logsumexp(-1)[at]
-            best = logits.argmax(-1)[at] == tokens
+            # not logsumexp, whose exp of what is far below the best takes ten times as long on a CPU (torch 2.13)
+            logits = torch.log_softmax(logits, -1)
+            nats = logits[at, tokens]
+            best = nats == logits.amax(-1)[at]
+            likeliest = torch.nonzero(best).flatten()  # of several as good the first, as argmax has it
+            best[likeliest] = logits[at[likeliest]].argmax(-1) == tokens[likeliest]
             parts.append(torch.stack([nats.double().cpu(), best.double().cpu()], 1))
             order.append(mine)
         found = torch.empty(len(self.at), 2, dtype=torch.float64)
