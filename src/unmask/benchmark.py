@@ -45,6 +45,12 @@ class Run:
     num_fewshot: int | None
     chat: bool | str
 
+    def record(self) -> dict[str, Any]:
+        """Its settings as they were resolved, for the results."""
+        names = [getattr(task, "task_name", None) or task.name for task in self.tasks]
+        asked = self.asked.record() if self.asked else None
+        return {"tasks": names, "asked": asked, "num_fewshot": self.num_fewshot, "apply_chat_template": self.chat}
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Tasks
@@ -164,52 +170,40 @@ def quiet(verbosity: str | None, bars: bool) -> Iterator[None]:
         tqdm.__init__, evaluator.get_git_commit_hash = made, commit
 
 
-def evaluate(wanted: Evaluation) -> dict[str, Any] | None:
-    """Everything from the tasks' data to the table; the results, in the first process."""
-    from unmask.harness import code, local, presets
-    from unmask.harness.store import Store
+def evaluate(wanted: Evaluation, model: Any = None) -> dict[str, Any] | None:
+    """Everything from the tasks' data to the table; the results, in the first process.
 
-    tasks, output = wanted.tasks, wanted.output
-    began, ours = time.time(), wanted.kind in arguments.OURS
+    Args:
+        model: what `make` gave for an evaluation of the same model before; loaded here if left out.
+    """
+    from unmask.harness import local, presets
+
+    tasks, output, began = wanted.tasks, wanted.output, time.time()
+    ours = wanted.kind in arguments.OURS
     preset = presets.load(tasks.preset) if tasks.preset else None
     if not ours and (preset or wanted.decoding or asking.changed(wanted.scoring)):
         raise UserError(
             f"--model {wanted.kind} is lm-eval's own and takes --model_args alone; presets and decoding are not for it."
         )
-    asked = wanted.asked() if ours else None
+    settings = asking.record(wanted, preset)
     report.quiet()
     data = local.LocalData(tasks.local_data) if tasks.local_data else None
     with quiet(output.verbosity, not ours), local.active(data):
-        index = manager(wanted)
-        names = specs(wanted, index)
-        loaded = load(wanted, index, names)
-        local.enough_examples(loaded["tasks"], tasks.num_fewshot)
-        code.check_allowed([name for name, task in loaded["tasks"].items() if getattr(task, "UNSAFE_CODE", False)])
-        for line in data.remarks if data else ():
-            report.say(line)
-        rank, _ = workers.processes()
-        folder = Path(output.output_path) if output.output_path else None
-        settings = asking.record(wanted, preset)
-        on = folder is not None and results.check(folder, settings, output.overwrite)
-        model = make(wanted, asked)
-        if folder and rank == 0 and not on:
-            results.begin(folder, settings)
-        if ours:
-            model.barrier()
-            # what changes no answer is left out, so that a stopped run may go on with another batch
-            model.store = Store(folder, rank, settings | {"model": identity.fingerprint(model.wanted)})
-            if on:
-                report.say(f"going on with the run in {folder}: {model.store.found:,} answers are there already")
+        index, loaded = ready(wanted)
+        report.say(*(data.remarks if data else ()))
+        on = bool(output.output_path) and results.check(Path(str(output.output_path)), settings, output.overwrite)
+        model = model or make(wanted)
+        keep(wanted, model, settings, on)
         if ours:
             advise(model, loaded["tasks"], preset, flags.template_asked(tasks.apply_chat_template))
-        found = [one for run in runs(wanted, loaded, preset) if (one := simple(wanted, model, run, index))]
+        done = runs(wanted, loaded, preset)
+        found = [one for run in done if (one := simple(wanted, model, run, index))]
+    details: dict[Any, dict[str, Any]] = {}
     if ours:
         for line, count in model.remarks.items():
             report.say(f"{count:,} {line}")
         details = {k: v for part in model.gather_object(model.details) or () for k, v in part.items()}
         model.store.close()
-    else:
-        details = {}
     if not found:
         return None
     whole = merged(found)
@@ -217,6 +211,7 @@ def evaluate(wanted: Evaluation) -> dict[str, Any] | None:
     results.add_details(samples, details)
     whole |= {
         "settings": settings,
+        "runs": [run.record() for run in done],
         "argv": wanted.argv,
         "model": described(wanted, model),
         "commit": results.commit(),
@@ -228,19 +223,53 @@ def evaluate(wanted: Evaluation) -> dict[str, Any] | None:
         "processes": getattr(model, "world_size", 1),
     }
     telling.tell(wanted, whole, samples, preset)
-    if folder:
-        results.write(folder, whole, samples if output.log_samples or output.predict_only else {})
-        report.say(f"scores, prompts and answers are in {folder}")
+    if output.output_path:
+        results.write(Path(output.output_path), whole, samples if output.log_samples or output.predict_only else {})
+        report.say(f"scores, prompts and answers are in {output.output_path}")
     telling.trackers(output, whole, samples)
     return whole
 
 
-def make(wanted: Evaluation, asked: Asked | None) -> Any:
+def ready(wanted: Evaluation) -> tuple[Any, dict[str, Any]]:
+    """(lm-eval's index, the tasks with their data), checked as far as that is possible without a model."""
+    from unmask.harness import code, local
+
+    if wanted.kind in arguments.OURS:
+        wanted.asked()
+    index = manager(wanted)
+    loaded = load(wanted, index, specs(wanted, index))
+    local.enough_examples(loaded["tasks"], wanted.tasks.num_fewshot)
+    code.check_allowed([name for name, task in loaded["tasks"].items() if getattr(task, "UNSAFE_CODE", False)])
+    return index, loaded
+
+
+def keep(wanted: Evaluation, model: Any, settings: dict[str, Any], on: bool) -> None:
+    """Give a model its store of answers, in the results folder if there is one.
+
+    Args:
+        settings: what the answers hang on. on: a run that was stopped is gone on with.
+    """
+    from unmask.harness.store import Store
+
+    rank, _ = workers.processes()
+    folder = Path(wanted.output.output_path) if wanted.output.output_path else None
+    if folder and rank == 0 and not on:
+        results.begin(folder, settings)
+    if wanted.kind not in arguments.OURS:
+        return
+    model.barrier()
+    model.details, model.remarks = {}, {}
+    model.store = Store(folder, rank, settings | {"model": identity.fingerprint(model.wanted)})
+    if on:
+        report.say(f"going on with the run in {folder}: {model.store.found:,} answers are there already")
+
+
+def make(wanted: Evaluation) -> Any:
     """The model, as lm-eval takes it."""
-    if asked is not None:
+    if wanted.kind in arguments.OURS:
         from unmask.evaluate import Unmask
 
-        return Unmask.load(asked)
+        return Unmask.load(wanted.asked())
     from lm_eval.api.registry import get_model
 
     more = {"batch_size": wanted.tasks.batch_size or 1, "max_batch_size": wanted.tasks.max_batch_size}
