@@ -197,7 +197,8 @@ def evaluate(wanted: Evaluation, model: Any = None) -> dict[str, Any] | None:
         if ours:
             advise(model, loaded["tasks"], preset, flags.template_asked(tasks.apply_chat_template))
         done = runs(wanted, loaded, preset)
-        found = [one for run in done if (one := simple(wanted, model, run, index))]
+        with results.nothing_left(output.output_path):
+            found = [one for run in done if (one := simple(wanted, model, run, index))]
     details: dict[Any, dict[str, Any]] = {}
     if ours:
         for line, count in model.remarks.items():

@@ -6,10 +6,11 @@ Out: results.json, samples_TASK.jsonl and eval.json in one folder; the table for
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,21 @@ def begin(folder: Path, settings: dict[str, Any]) -> None:
         path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     report.write_json(folder / BEGUN, {"settings": settings, "versions": report.versions()})
+
+
+@contextlib.contextmanager
+def nothing_left(folder: str | None) -> Iterator[None]:
+    """A run that is refused before its first answer leaves no folder."""
+    try:
+        yield
+    except UserError:
+        mine = Path(str(folder))
+        if folder and mine.is_dir() and not any(path.stat().st_size for path in mine.glob(FILES)):
+            for path in [*mine.glob(FILES), mine / BEGUN]:
+                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another process is still at it
+                mine.rmdir()
+        raise
 
 
 def commit() -> str | None:
