@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
@@ -106,6 +106,8 @@ def test_text_never_becomes_an_unused_or_control_token_of_llada(llada, unused, p
 
 @given(texts)
 def test_pieces_keep_digits_short_and_chinese_apart_and_lose_nothing(compact, text):
+    # Python's tables of Unicode may be older than the tokenizer's: U+1CCF0 is a digit to one and nothing to the other
+    assume(all(unicodedata.category(c) != "Cn" for c in text))
     pieces = compact.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
     parts = [text[start:end] for _, (start, end) in pieces]
     assert "".join(parts) == text
