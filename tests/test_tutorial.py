@@ -29,10 +29,26 @@ from runs import make_model, run
 from texts import bpe, jsonl, numbered
 from tiny import tiny
 
-from unmask import __main__, adapters, corpus, hub, instruct, models, prepare, reader, spec, terminal, tokens, train
+from unmask import (
+    __main__,
+    adapters,
+    corpus,
+    evaluation,
+    hub,
+    instruct,
+    models,
+    prepare,
+    reader,
+    spec,
+    terminal,
+    tokens,
+    train,
+)
 from unmask.__main__ import COMMANDS, main
 from unmask.adapters import LoraArguments
 from unmask.config import DataArguments, ModelArguments, Parsed, TrainingArguments, UserError
+from unmask.harness import code as programs
+from unmask.harness.asking import Evaluation
 from unmask.instruct import SFTDataArguments
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -509,7 +525,7 @@ OPTIONS: dict[str, tuple[str, str, Any]] = {
 TALKERS = {"chat": f"{LLADA}/chat.py", "sample": f"{LLADA}/sample.py", "qwen": f"{QWEN}/chat.py"}
 
 
-@pytest.mark.parametrize("option", [name for name in of("option", "works", "maps") if name != "--configs FILE"])
+@pytest.mark.parametrize("option", [name for name in of("option", "works", "maps") if name in OPTIONS])
 def test_an_option_becomes_what_it_says(option: str, tmp_path: Path) -> None:
     """With underscores or dashes, with a blank or `=`; and from a file."""
     row = FOUND[option]
@@ -595,6 +611,104 @@ def test_an_args_file_beside_a_script_is_refused(
     monkeypatch.setattr(sys, "argv", [str(here)])
     refused(words, FOUND["chat.args"].reason, capsys)
     refused(words, here.with_suffix(".args").name, capsys)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluation
+
+# key of --model_args → where it goes, its value
+MODEL_ARGS: dict[str, tuple[str, Any]] = {
+    "pretrained": ("model.model", "M"),
+    "model_path": ("model.model", "M"),
+    "dtype": ("model.dtype", "bfloat16"),
+    "device": ("model.device", "cpu"),
+    "right_shift_logits": ("model.right_shift_logits", False),
+    "mc_num": ("scoring.mc_num", 1),
+    "is_check_greedy": ("scoring.is_check_greedy", False),
+    "max_new_tokens": ("scoring.max_new_tokens", 256),
+    "gen_length": ("scoring.max_new_tokens", 256),
+    "max_length": ("scoring.max_length", 1024),
+    "batch_size": ("batch_size", 4),
+    "cfg": ("decoding.cfg_scale", 0.5),
+    "cfg_scale": ("decoding.cfg_scale", 0.5),
+    "steps": ("decoding.steps", 256),
+    "block_size": ("decoding.block_size", 64),
+    "block_length": ("decoding.block_size", 64),
+    "remasking": ("decoding.remasking", "random"),
+    "temperature": ("decoding.temperature", 0.5),
+    "suppress_tokens": ("decoding.suppress_tokens", [126081, 126348]),
+    "begin_suppress_tokens": ("decoding.begin_suppress_tokens", [126081, 126348]),
+    "logits_eos_inf": ("decoding.logits_eos_inf", True),
+    "confidence_eos_eot_inf": ("decoding.confidence_eos_eot_inf", True),
+}
+# flag of the harness → what it becomes
+HARNESS: dict[str, Callable[[Evaluation], bool]] = {
+    "--tasks": lambda wanted: wanted.tasks.tasks == ["cmmlu"],
+    "--model llada_dist": lambda wanted: wanted.kind == "llada_dist",
+    "--model {llada,mdlm,dream}": lambda wanted: wanted.kind in ("llada", "mdlm", "dream"),
+    "--num_fewshot": lambda wanted: wanted.tasks.num_fewshot == 5,
+    "--apply_chat_template": lambda wanted: wanted.tasks.apply_chat_template == "true",
+    "--fewshot_as_multiturn": lambda wanted: wanted.tasks.fewshot_as_multiturn is True,
+    "--output_path": lambda wanted: wanted.output.output_path == "P",
+    "--log_samples": lambda wanted: wanted.output.log_samples,
+    "--limit": lambda wanted: wanted.tasks.limit == 10,
+    "--batch_size": lambda wanted: wanted.asked().batch_size == 4,
+    "--max_batch_size": lambda wanted: wanted.asked().batch_size == 4,
+    "--confirm_run_unsafe_code": lambda wanted: wanted.output.confirm_run_unsafe_code,
+}
+BAD_EVAL = {"--model_args max_batch_size=…": "max_batch_size=4", "eval.py: --model {bd3lm,bert}": ""}
+EVALUATED = {f"--model_args {key}=…" for key in MODEL_ARGS} | {f"eval.py: {flag}" for flag in HARNESS} | {*BAD_EVAL}
+
+
+def evaluated(words: list[str]) -> Evaluation:
+    """What `unmask eval …` is asked to do; nothing is loaded."""
+    pytest.importorskip("lm_eval")
+    found: list[Evaluation] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "evaluate", found.append)
+        assert main(words) == 0
+    return found[0]
+
+
+BY_ITS_PATH = "dllm/pipelines/llada/eval.py"
+
+
+@pytest.mark.parametrize("key", MODEL_ARGS)
+def test_a_key_of_model_args_becomes_what_it_says(key: str) -> None:
+    """As the table has it typed; any other value there fails."""
+    row = FOUND[f"--model_args {key}=…"]
+    assert row.state == "works"
+    flag, typed = row.typed.split(" ", 1)
+    where, expected = MODEL_ARGS[key]
+    model = [] if where == "model.model" else ["pretrained=M"]
+    words = ["--tasks", "cmmlu", "--model", "llada", flag, ",".join([*model, typed])]
+    wanted = evaluated(script(BY_ITS_PATH, *words)[0])
+    got: Any = wanted.asked().record()
+    for part in where.split("."):
+        got = got[part]
+    assert (got, type(got)) == (expected, type(expected))
+    assert typed.partition("=")[0] == key
+
+
+@pytest.mark.parametrize("flag", HARNESS)
+def test_a_flag_of_the_harness_becomes_what_it_says(flag: str) -> None:
+    row = FOUND[f"eval.py: {flag}"]
+    assert row.state == "works"
+    assert flag.split()[0] in row.typed
+    usual = [] if "--tasks" in row.typed else ["--tasks", "arc_easy"]
+    model = [] if "--model " in row.typed else ["--model", "llada"]
+    for typed in code(row.here) if "{" in flag else [row.typed]:
+        words = [*usual, *model, "--model_args", "pretrained=M", *typed.split()]
+        assert HARNESS[flag](evaluated(script(BY_ITS_PATH, *words)[0])), typed
+
+
+def test_what_the_tutorials_evaluation_ignored_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("lm_eval")
+    for name, key in BAD_EVAL.items():
+        kinds = ["llada"] if key else ["bd3lm", "bert"]
+        for kind in kinds:
+            words = ["--model", kind, "--model_args", ",".join(filter(None, ["pretrained=M", key]))]
+            refused(script(BY_ITS_PATH, "--tasks", "cmmlu", *words)[0], FOUND[name].reason, capsys)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -973,6 +1087,65 @@ def check_push(row: Row, shop: Shop) -> None:
     refused(["merge", "--lora_path", "A", "--merge_path", "C", *row.names[0].split()], row.reason, shop.capsys)
 
 
+def scored(shop: Shop, words: list[str]) -> Evaluation:
+    """What `[NAME=VALUE …] bash scripts/eval-….sh [flags]` has `unmask eval` do, by way of accelerate's launcher."""
+    from accelerate.commands.launch import launch_command_parser
+
+    given = dict(words.pop(0).split("=", 1) for _ in range(words.index("bash")))
+    surroundings = {"MODEL": str(shop.weights), "OUTPUT": "P", "LOCAL_DATA": "", **given}
+    parsed = launch_command_parser().parse_args(launched(shop, *words[1:], **surroundings)[4:])
+    (command,) = script(parsed.training_script, *parsed.training_script_args)
+    return evaluated(command)
+
+
+def settings_of(wanted: Evaluation) -> dict[str, Any]:
+    """All that an evaluation is, but for the model's place."""
+    found = {name: dataclasses.asdict(getattr(wanted, name)) for name in ("tasks", "scoring", "output")}
+    words = dict(word.split("=", 1) for word in str(found["tasks"].pop("model_args")).split(","))
+    assert words.pop("pretrained")
+    return {**found, "model_args": words, "decoding": wanted.decoding}
+
+
+def check_eval(row: Row, shop: Shop) -> None:
+    """The script and the path ask for the same, and that is what the tutorial's line says."""
+    path = next(name for name in row.names if name.startswith("accelerate"))
+    words = shlex.split(path)
+    (command,) = script(BY_ITS_PATH, *words[words.index(BY_ITS_PATH) + 1 :])
+    ours, theirs = (settings_of(w) for w in (scored(shop, row.names[0].split()), evaluated(command)))
+    assert ours == theirs
+    assert ours["model_args"] == {
+        **{"is_check_greedy": "False", "mc_num": "1", "max_length": "1024"},
+        **{"steps": "256", "block_size": "64", "cfg": "0.0"},
+    }
+    assert ours["tasks"]["tasks"] == ["cmmlu"]
+    assert (ours["tasks"]["apply_chat_template"], ours["tasks"]["max_batch_size"]) == ("true", 4)
+    from accelerate.commands.launch import launch_command_parser
+
+    shop.patch.chdir(ROOT)
+    assert Path(launch_command_parser().parse_args(words[2:]).training_script).is_file()
+
+
+def check_eval_task(row: Row, shop: Shop) -> None:
+    wanted = scored(shop, row.typed.split())
+    old = row.names[0].split()
+    assert (wanted.tasks.tasks, wanted.tasks.num_fewshot) == ([old[1]], int(old[3]))
+
+
+def check_eval_qwen(row: Row, shop: Shop) -> None:
+    """Qwen gets what LLaDA gets: the same tasks, template and length; it is the model that differs."""
+    words = row.typed.split()
+    qwen, llada = (
+        scored(shop, [word.replace("eval-qwen", name) for word in words]) for name in ("eval-qwen", "eval-llada")
+    )
+    ours, theirs = settings_of(qwen), settings_of(llada)
+    assert (qwen.kind, llada.kind) == ("hf", "llada")
+    assert (ours["tasks"], ours["output"]) == (theirs["tasks"], theirs["output"])
+    assert ours["model_args"]["max_length"] == theirs["model_args"]["max_length"]
+    if row.names[0].startswith("evalscope"):
+        assert row.to == "unmask eval"
+        assert ours["tasks"]["tasks"] == ["ceval-valid"]
+
+
 CHECKS: dict[str, Callable[[Row, Shop], None]] = {
     "pip install -r requirements.txt": check_requirements,
     "modelscope download --dataset AI-ModelScope/alpaca-gpt4-data-zh --local_dir D": check_download,
@@ -1012,6 +1185,14 @@ CHECKS: dict[str, Callable[[Row, Shop], None]] = {
     "--push_to_hub True": check_push,
     "python dllm/tools/download_hf_model.py --model_id M": check_download,
     "python dllm/tools/download_hf_dataset.py --dataset_id D --allow_patterns P": check_download,
+    "bash scripts/eval-llada.sh": check_eval,
+    "accelerate launch --num_processes 1 dllm/pipelines/llada/eval.py --tasks cmmlu --model llada "
+    "--apply_chat_template --output_path P --log_samples --max_batch_size 4 --model_args "
+    '"pretrained=…,is_check_greedy=False,mc_num=1,max_length=1024,steps=256,block_size=64,cfg=0.0"': check_eval,
+    "--tasks ceval-valid --num_fewshot 5": check_eval_task,
+    "bash scripts/eval-qwen.sh": check_eval_qwen,
+    """evalscope eval --model M --generation-config '{"max_length":1024}' --datasets ceval --dataset-args """
+    """'{"ceval":{"local_path":…}}' --work-dir W""": check_eval_qwen,
 }
 
 
@@ -1165,6 +1346,15 @@ def check_remote_code(patch: pytest.MonkeyPatch, folder: Path) -> None:
         corpus.load("hf:some/mine")
 
 
+def check_code(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    name = "HF_ALLOW_CODE_EVAL"
+    patch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=name):
+        programs.check_allowed(["humaneval_local"])
+    patch.setenv(name, "1")
+    programs.check_allowed(["humaneval_local"])
+
+
 def check_term(patch: pytest.MonkeyPatch, folder: Path) -> None:
     stream = types.SimpleNamespace(isatty=lambda: True)
     patch.setattr(terminal.sys, "stdin", stream)
@@ -1189,6 +1379,7 @@ VARIABLES: dict[str, Callable[[pytest.MonkeyPatch, Path], None]] = {
     "HF_DATASETS_TEMP_DIR": check_temporary,
     "HF_DATASETS_SKIP_VERIFY=1": check_unread,
     "HF_DATASETS_TRUST_REMOTE_CODE=True": check_remote_code,
+    "HF_ALLOW_CODE_EVAL=1": check_code,
     "TERM": check_term,
 }
 
@@ -1202,31 +1393,7 @@ def test_a_variable_does_what_the_table_says(name: str, tmp_path: Path, monkeypa
 # ---------------------------------------------------------------------------------------------------------------------
 # What a later issue brings
 
-EVAL = (
-    "pretrained dtype batch_size mc_num is_check_greedy device cfg steps max_new_tokens block_size max_length "
-    "remasking suppress_tokens begin_suppress_tokens right_shift_logits logits_eos_inf confidence_eos_eot_inf "
-    "temperature cfg_scale gen_length block_length max_batch_size model_path"
-)
-HARNESS = (
-    "--tasks;--model llada_dist;--model {llada,mdlm,bd3lm,dream,bert};--num_fewshot;--apply_chat_template;"
-    "--fewshot_as_multiturn;--output_path;--log_samples;--limit;--batch_size;--max_batch_size;"
-    "--confirm_run_unsafe_code"
-)
 LATER = {
-    **later(*(f"--model_args {key}=…" for key in EVAL.split()), issue=5),
-    **later(*(f"eval.py: {flag}" for flag in HARNESS.split(";")), issue=5),
-    **later(
-        "bash scripts/eval-llada.sh",
-        "accelerate launch --num_processes 1 dllm/pipelines/llada/eval.py --tasks cmmlu --model llada "
-        "--apply_chat_template --output_path P --log_samples --max_batch_size 4 --model_args "
-        '"pretrained=…,is_check_greedy=False,mc_num=1,max_length=1024,steps=256,block_size=64,cfg=0.0"',
-        "--tasks ceval-valid --num_fewshot 5",
-        "bash scripts/eval-qwen.sh",
-        """evalscope eval --model M --generation-config '{"max_length":1024}' --datasets ceval --dataset-args """
-        """'{"ceval":{"local_path":…}}' --work-dir W""",
-        "HF_ALLOW_CODE_EVAL=1",
-        issue=5,
-    ),
     **later(*(f"configs/{name}.yaml" for name in ("fsdp", "zero1", "zero2", "zero3")), issue=7),
     **later("bash scripts/train-qwen-pt.sh", "examples/qwen/pt.py --configs configs/qwen2.5-100M-pt.yaml", issue=8),
     **later(
@@ -1236,7 +1403,7 @@ LATER = {
         issue=9,
     ),
 }
-BRINGS = {5: "eval", 9: "serve"}  # issue → the command that comes with it
+BRINGS = {9: "serve"}  # issue → the command that comes with it
 
 
 @pytest.mark.parametrize("name", LATER)
@@ -1253,15 +1420,12 @@ def test_what_comes_later_is_not_here_yet(name: str) -> None:
 # Nothing is missing
 
 INVENTORY: dict[str, set[str]] = {
-    "command": CHECKS.keys()
-    | {name for name in LATER if re.search(r"scripts/|configs/|dllm/|evalscope|ceval-|port", name)},
+    "command": CHECKS.keys() | {name for name in LATER if re.search(r"scripts/|configs/|evalscope|port", name)},
     "library": {*LIBRARY},
     "key": KEYS.keys() | WRONG.keys() | {OTHER},
-    "option": OPTIONS.keys()
-    | {"--configs FILE", "--return_dict", "chat.args"}
-    | {name for name in LATER if name.startswith(("--model_args ", "eval.py: "))},
+    "option": OPTIONS.keys() | {"--configs FILE", "--return_dict", "chat.args"} | EVALUATED,
     "spec": SPECS.keys() | BAD_SPECS.keys() | HUB.keys() | {"streaming: true", "sft.py: streaming: true"},
-    "variable": VARIABLES.keys() | {"HF_ALLOW_CODE_EVAL=1", "VLLM_USE_MODELSCOPE"},
+    "variable": VARIABLES.keys() | {"VLLM_USE_MODELSCOPE"},
 }
 
 
@@ -1273,7 +1437,7 @@ def test_the_table_has_every_name_once_and_no_other(kind: str) -> None:
 
 def test_every_row_is_of_a_kind_and_a_state() -> None:
     assert {row.kind for row in ROWS} == INVENTORY.keys()
-    states = r"works|maps to `[^`]+`|refused: \S.*|no effect: \S.*|later: issue [5-9]"
+    states = r"works|maps to `[^`]+`|refused: \S.*|no effect: \S.*|later: issue [6-9]"
     assert not [row for row in ROWS if not re.fullmatch(states, row.state) or not row.here]
     assert sum(map(len, INVENTORY.values())) == sum(len(row.names) for row in ROWS) == len(FOUND)
 
