@@ -22,10 +22,10 @@ fi
 # The file is called after LLaDA and is nothing but `unmask eval`.
 exec bash scripts/launch.sh eval-qwen.sh dllm/pipelines/llada/eval.py "" \
   --tasks "$TASKS" \
-  --model hf \
+  --model unmask \
   --apply_chat_template \
   --output_path "$OUTPUT" \
   --log_samples \
   --max_batch_size 4 \
-  --model_args "pretrained=$MODEL,max_length=1024" \
+  --model_args "pretrained=$MODEL,objective=autoregressive,max_length=1024" \
   ${LOCAL_DATA:+--local_data "$LOCAL_DATA"} "$@"

@@ -637,6 +637,7 @@ MODEL_ARGS: dict[str, tuple[str, Any]] = {
     "remasking": ("decoding.remasking", "random"),
     "temperature": ("decoding.temperature", 0.5),
     "suppress_tokens": ("decoding.suppress_tokens", [126081, 126348]),
+    "max_batch_size": ("batch_size", 4),
     "begin_suppress_tokens": ("decoding.begin_suppress_tokens", [126081, 126348]),
     "logits_eos_inf": ("decoding.logits_eos_inf", True),
     "confidence_eos_eot_inf": ("decoding.confidence_eos_eot_inf", True),
@@ -656,7 +657,7 @@ HARNESS: dict[str, Callable[[Evaluation], bool]] = {
     "--max_batch_size": lambda wanted: wanted.asked().batch_size == 4,
     "--confirm_run_unsafe_code": lambda wanted: wanted.output.confirm_run_unsafe_code,
 }
-BAD_EVAL = {"--model_args max_batch_size=…": "max_batch_size=4", "eval.py: --model {bd3lm,bert}": ""}
+BAD_EVAL = {"eval.py: --model {bd3lm,bert}": ("bd3lm", "bert")}
 EVALUATED = {f"--model_args {key}=…" for key in MODEL_ARGS} | {f"eval.py: {flag}" for flag in HARNESS} | {*BAD_EVAL}
 
 
@@ -704,10 +705,9 @@ def test_a_flag_of_the_harness_becomes_what_it_says(flag: str) -> None:
 
 def test_what_the_tutorials_evaluation_ignored_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lm_eval")
-    for name, key in BAD_EVAL.items():
-        kinds = ["llada"] if key else ["bd3lm", "bert"]
+    for name, kinds in BAD_EVAL.items():
         for kind in kinds:
-            words = ["--model", kind, "--model_args", ",".join(filter(None, ["pretrained=M", key]))]
+            words = ["--model", kind, "--model_args", "pretrained=M"]
             refused(script(BY_ITS_PATH, "--tasks", "cmmlu", *words)[0], FOUND[name].reason, capsys)
 
 
@@ -1138,9 +1138,10 @@ def check_eval_qwen(row: Row, shop: Shop) -> None:
         scored(shop, [word.replace("eval-qwen", name) for word in words]) for name in ("eval-qwen", "eval-llada")
     )
     ours, theirs = settings_of(qwen), settings_of(llada)
-    assert (qwen.kind, llada.kind) == ("hf", "llada")
+    assert (qwen.kind, llada.kind) == ("unmask", "llada")
     assert (ours["tasks"], ours["output"]) == (theirs["tasks"], theirs["output"])
-    assert ours["model_args"]["max_length"] == theirs["model_args"]["max_length"]
+    assert (qwen.asked().scoring.objective, llada.asked().scoring.objective) == ("autoregressive", None)
+    assert qwen.asked().scoring.max_length == llada.asked().scoring.max_length
     if row.names[0].startswith("evalscope"):
         assert row.to == "unmask eval"
         assert ours["tasks"]["tasks"] == ["ceval-valid"]

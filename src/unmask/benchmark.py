@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -240,6 +241,8 @@ def ready(wanted: Evaluation) -> tuple[Any, dict[str, Any]]:
     index = manager(wanted)
     loaded = load(wanted, index, specs(wanted, index))
     local.enough_examples(loaded["tasks"], wanted.tasks.num_fewshot)
+    if wanted.output.confirm_run_unsafe_code:
+        os.environ[code.LEAVE] = "1"
     code.check_allowed([name for name, task in loaded["tasks"].items() if getattr(task, "UNSAFE_CODE", False)])
     return index, loaded
 
@@ -347,6 +350,10 @@ def advise(model: Unmask, tasks: dict[str, Any], preset: Preset | None, chat: bo
     instruct = identity.instruct(model.wanted)
     if preset:
         preset.check(model.loaded.family.name, instruct, name)
+    if chat and not model.tokenizer.chat_template:
+        raise UserError(
+            f"--apply_chat_template: {name} has no chat template; leave it out, or put one into its folder."
+        )
     likely = [task for task, one in tasks.items() if one.OUTPUT_TYPE != "generate_until"]
     written = [task for task, one in tasks.items() if one.OUTPUT_TYPE == "generate_until"]
     if likely and instruct and not model.causal and not preset:

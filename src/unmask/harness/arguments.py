@@ -170,6 +170,9 @@ def asked(model_args: dict[str, Any], more: dict[str, Any] | None = None) -> Ask
         given[name], spelled[name] = value, typed
 
     words = {name: plain(value) for name, value in model_args.items()}
+    most = words.pop("max_batch_size", None)  # the tutorial's; where no other number is given, that many rows
+    if words.get("batch_size") is None and most is not None:
+        words["batch_size"] = most
     for name, value in words.items():
         if name in REFUSED and cast_bool(value):
             raise UserError(f"model_args: {name} {REFUSED[name]}")

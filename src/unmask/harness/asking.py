@@ -51,15 +51,19 @@ class Evaluation:
         if self.tasks.batch_size is not None:
             given["batch_size"] = self.tasks.batch_size
         words = arguments.parse_model_args(self.tasks.model_args)
+        named = next((words[name] for name in words if arguments.SPELLINGS.get(name) == "model"), None)
+        if named is not None and given.get("model") not in (None, named):
+            raise UserError(
+                f"--model is {given['model']!r}, and --model_args name {named!r}; beside that, --model takes a kind: "
+                f"{', '.join(arguments.OURS)}, or lm-eval's own, such as hf."
+            )
         found = arguments.asked(words, given)
         if more:
             own = arguments.own_names(words) | set(given)
             found = arguments.asked(words, given | {k: v for k, v in more.items() if k not in own})
-        if (
-            self.tasks.max_batch_size
-            and (found.batch_size or self.tasks.max_batch_size + 1) > self.tasks.max_batch_size
-        ):
-            found.batch_size = self.tasks.max_batch_size
+        most = self.tasks.max_batch_size
+        if most and (found.batch_size or most) >= most:
+            found.batch_size = most
         if not found.model.model:
             raise UserError("no model given; type --model FOLDER, or --model_args pretrained=FOLDER.")
         return found

@@ -70,7 +70,7 @@ class ResultArguments:
     show_config: bool = option(False, "Print the tasks' own settings.")
     include_path: str | None = option(None, "A folder of further tasks in lm-eval's YAML.")
     confirm_run_unsafe_code: bool = option(
-        False, "Run code that a model writes; besides this, HF_ALLOW_CODE_EVAL=1 is needed."
+        False, "Leave to run code that a model writes, as HF_ALLOW_CODE_EVAL=1 in the environment gives it."
     )
     use_cache: str | None = option(None, "lm-eval's own cache of answers, a file; --output_path keeps them too.")
     cache_requests: str | None = option(None, "lm-eval's cache of prompts: true, refresh or delete.")

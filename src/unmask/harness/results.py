@@ -172,7 +172,7 @@ def table(results: Mapping[str, Any], published: Mapping[str, float]) -> list[li
     """Rows of words, the head first: groups before their tasks."""
     groups, tasks = results.get("groups") or {}, results["results"]
     order = [*groups, *(name for name in tasks if name not in groups)]
-    rows = [["task", "shots", "questions", "metric", "score", "± 95 %", "published"]]
+    rows = [["task", "shots", "questions", "metric", "score", "95 %", "published"]]
     for name in order:
         scores = groups.get(name) or tasks[name]
         asked = (results.get("n-samples") or {}).get(name, {}).get("effective") or scores.get("sample_len") or ""
@@ -185,12 +185,22 @@ def table(results: Mapping[str, Any], published: Mapping[str, float]) -> list[li
                     *(words if not i else ["", "", ""]),
                     what,
                     f"{value:.4f}",
-                    "" if error is None or math.isnan(error) else f"{1.96 * error:.4f}",
+                    interval(metric, value, error, asked),
                     f"{known / 100:.3f}" if known is not None and not i else "",
                 ]
             )
     used = [i for i in range(len(rows[0])) if any(row[i] for row in rows[1:])]
     return [[row[i] for i in used] for row in rows]
+
+
+def interval(metric: str, value: float, error: float | None, asked: Any) -> str:
+    """95 %: Wilson's of a share of so many questions, which is not empty at 0 either; else ± 1.96 standard errors."""
+    if metric in SHARES and asked:
+        from unmask.measure import wilson
+
+        low, high = wilson(round(value * asked), asked)
+        return f"{low:.4f}–{high:.4f}"
+    return "" if error is None or math.isnan(error) else f"± {1.96 * error:.4f}"
 
 
 def suspicious(results: Mapping[str, Any], samples: Mapping[str, list[dict[str, Any]]]) -> list[str]:
