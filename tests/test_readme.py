@@ -5,24 +5,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import io
+import itertools
 import json
 import pkgutil
 import re
 import shlex
+import sys
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from runs import make_text
 from test_sft import make_chats
 
-from unmask import caches, decoding, growth, reader, spec
+from unmask import caches, decoding, evaluation, growth, reader, spec
 from unmask.__main__ import COMMANDS, main
 from unmask.adapters import LoraArguments
 from unmask.config import DataArguments, ModelArguments, TrainingArguments, UserError
+from unmask.estimators import Kind
+from unmask.harness import arguments, presets
+from unmask.harness.arguments import ScoringArguments
+from unmask.harness.asking import Evaluation
+from unmask.harness.flags import TaskArguments
 from unmask.instruct import SFTDataArguments
 from unmask.objectives import masked
 
@@ -103,8 +111,12 @@ class Stop(Exception):
 def settings_of(words: tuple[str, ...] | list[str]) -> Any:
     """What `unmask COMMAND …` makes of its options: every one exists, has a value that fits, and the file is there."""
     file, function, _ = COMMANDS[words[0]]
-    module = importlib.import_module(f"unmask.{file}")
-    module = module if hasattr(module, "parse") else reader  # where `sample` and its kin read their options
+    return settings_in(importlib.import_module(f"unmask.{file}"), function, words[1:])
+
+
+def settings_in(file: Any, function: str, words: tuple[str, ...] | list[str]) -> Any:
+    """The same of a file that has been imported."""
+    module = file if hasattr(file, "parse") else reader  # where `sample` and its kin read their options
     parse = module.parse
 
     def spy(*args: Any, **more: Any) -> Any:
@@ -113,7 +125,7 @@ def settings_of(words: tuple[str, ...] | list[str]) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "parse", spy)
         with pytest.raises(Stop) as stopped:
-            getattr(importlib.import_module(f"unmask.{file}"), function)(list(words[1:]))
+            getattr(file, function)(list(words))
     return stopped.value.args[0]
 
 
@@ -121,14 +133,26 @@ def check_unmask(words: tuple[str, ...] | list[str]) -> None:
     if list(words) in (["--version"], []):
         return
     assert words[0] in COMMANDS, f"no command {words[0]!r}"
-    for group in settings_of(words).groups:
+    groups = settings_of(words).groups
+    for group in groups:
         for name in ("dataset_args", "corpus"):
             wanted = getattr(group, name, None) or []
             for one in [wanted] if isinstance(wanted, str) else wanted:
                 assert spec.parse(one)
+    if words[0] == "eval" and not groups[3].repeat:
+        check_evaluation(Evaluation(*groups[:4], decoding={}, argv=list(words[1:])))
 
 
-BEHIND = {"pt": "pretrain", "sft": "sft"}  # an example's name → the command it hands its flags on to
+def check_evaluation(wanted: Evaluation) -> None:
+    """What belongs together stands together, `--model_args` have names that mean something, a preset is there."""
+    evaluation.check(wanted)
+    if wanted.kind in arguments.OURS:
+        wanted.asked()
+    if wanted.tasks.preset:
+        presets.load(wanted.tasks.preset)
+
+
+BEHIND = {"pt": "pretrain", "sft": "sft", "eval": "eval"}  # a file's name → the command it hands its flags on to
 
 
 def check_launched(module: bool, script: str, arguments: list[str]) -> None:
@@ -171,10 +195,24 @@ def check(words: tuple[str, ...]) -> None:
         check_launched(read.module, read.training_script, read.training_script_args)
     elif program == "bash":
         script = (ROOT / rest[0]).read_text(encoding="utf-8")
-        recipe, starts = re.search(r"configs/[\w.-]+\.yaml", script), re.search(r"examples/\w+/(pt|sft)\.py", script)
-        assert recipe
+        starts = re.search(r"(?:examples|dllm)/[\w/]+/(pt|sft|eval)\.py", script)
         assert starts
-        check_unmask([BEHIND[starts[1]], "--configs", recipe[0], *rest[1:]])
+        assert (ROOT / starts[0]).is_file()
+        recipe = re.search(r"configs/[\w.-]+\.yaml", script)
+        if starts[1] == "eval":  # its flags stand in the script; what it asks for is in test_tutorial.py
+            settings_of(["eval", *rest[1:]])
+        else:
+            assert recipe
+            check_unmask([BEHIND[starts[1]], "--configs", recipe[0], *rest[1:]])
+    elif program == "python":
+        place = importlib.util.spec_from_file_location(Path(rest[0]).stem, ROOT / rest[0])
+        assert place
+        assert place.loader
+        file = importlib.util.module_from_spec(place)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(sys.modules, file.__name__, file)  # where its dataclasses look their types up
+            place.loader.exec_module(file)
+            settings_in(file, "main", rest[1:])
     else:
         pytest.fail(f"the pages have the command {program!r}; this test does not know how to check it")
 
@@ -201,6 +239,14 @@ def test_a_wrong_command_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None
         "accelerate launch --config_file configs/none.yaml -m unmask pretrain",
         "accelerate launch -m unmask pretrain --max_step 3",
         "torchrun --nproc_per_node 2 -m unmask pretrain --max_step 3",
+        "unmask eval --model m --tasks cmmlu --limits 3",
+        "unmask eval --model m --data qa.jsonl",
+        "unmask eval --model m --tasks gsm8k --preset llada-bass",
+        "unmask eval --model llada --tasks cmmlu --model_args pretrained=m,mc_nums=1",
+        "accelerate launch --num_processes 1 dllm/pipelines/llada/eval.py --task cmmlu",
+        "unmask compare --example 3",
+        "bash scripts/eval-llada.sh --limits 3",
+        "python scripts/eval-rules.py --rulers threshold",
         "NUM_PROCESSES=2 bash scripts/train-pt.sh --max_step 3",
         "bash scripts/none.sh",
         "make nothing",
@@ -240,6 +286,7 @@ def test_both_languages_have_the_same_commands_code_and_links(page: Path) -> Non
     other = CHINESE[page]
     assert commands(other) == commands(page)
     assert code(other) == code(page)
+    assert blocks(other, "json") == blocks(page, "json")
     if page == GUIDE:
         assert specs(other) == specs(page)
     targets = [
@@ -275,6 +322,7 @@ def as_shown(value: Any) -> str:
 @pytest.mark.parametrize("page", [GUIDE, CHINESE[GUIDE]], ids=short)
 def test_the_guide_has_every_setting_with_its_default(page: Path) -> None:
     groups = [ModelArguments, DataArguments, TrainingArguments, masked.Settings, LoraArguments, SFTDataArguments]
+    groups.append(ScoringArguments)
     for group, table in zip(groups, tables(page, 3), strict=True):
         defaults = [(field.name, getattr(group(), field.name)) for field in dataclasses.fields(group)]
         told = [(row[0].strip("`"), row[1].strip("`")) for row in table]
@@ -303,6 +351,35 @@ def test_the_guide_has_every_rule_and_every_cache_with_its_settings(page: Path) 
 
 
 @pytest.mark.parametrize("page", [GUIDE, CHINESE[GUIDE]], ids=short)
+def test_the_guide_tells_every_estimator_and_every_metric_preset_and_code_task(page: Path) -> None:
+    (estimators,) = tables(page, 4)
+    assert [row[0].strip("`") for row in estimators] == list(get_args(Kind))
+    metrics = next(rows for rows in tables(page, 2) if rows[0][0] == "`exact`")
+    (known,) = (kind for kind in get_args(get_type_hints(TaskArguments)["metric"]) if kind is not type(None))
+    assert [row[0].strip("`") for row in metrics] == list(get_args(known))
+    named = set(re.findall(r"`([\w.-]+)`", page.read_text(encoding="utf-8")))
+    assert {*presets.names(), *(path.stem for path in presets.FOLDER.with_name("tasks").glob("*.yaml"))} <= named
+
+
+@pytest.mark.parametrize("page", [GUIDE, CHINESE[GUIDE]], ids=short)
+def test_every_other_projects_word_of_the_guide_means_what_it_says(page: Path) -> None:
+    rows = next(rows for rows in tables(page, 2) if "`pretrained`" in rows[0][0])
+    told: dict[str, str] = {}
+    for words, means in rows:
+        if "=" not in words:
+            flags = re.findall(r"`--(\w+)`", means)
+            named = re.findall(r"`(\w+)`", words)
+            told |= dict(itertools.zip_longest(named, flags, fillvalue=flags[-1]))
+    assert told == arguments.SPELLINGS
+    (words, means) = next(row for row in rows if "alg=" in row[0])
+    rules = zip(re.findall(r"`(?:alg=)?(\w+)`", words), re.findall(r"`(?:--rule )?(\w+)`", means), strict=True)
+    assert dict(rules) == {name: settings["rule"] for name, settings in arguments.ALGORITHMS.items()}
+    others = {name for words, _ in rows for name in re.findall(r"`(\w+)=", words)}
+    assert {*arguments.SWITCHES, *arguments.RULES} <= others
+    assert others <= {*arguments.SWITCHES, *arguments.RULES, *arguments.REFUSED, "alg", "peft", "suppress_tokens"}
+
+
+@pytest.mark.parametrize("page", [GUIDE, CHINESE[GUIDE]], ids=short)
 def test_every_dataset_spec_of_the_guide_is_one(page: Path) -> None:
     assert len(specs(page)) > 10
     for one in specs(page):
@@ -328,15 +405,19 @@ SMALLER = {
     "sample": "--max_new_tokens 16 --steps 4",
     "infill": "--steps 4",
     "bench": "--max_new_tokens 8 --steps 4 --block_size 4 --repeats 1",
+    "eval": "--limit 2 --max_new_tokens 8 --mc_num 2 --max_length 256",
 }
 
 
 @contextlib.contextmanager
 def at_work(folder: Path) -> Iterator[None]:
-    """Inside a folder with the user's text in it."""
+    """Inside a folder with the user's text in it, and the questions that the guide shows."""
     (folder / "data").mkdir()
     make_text(folder / "data" / "my.jsonl", documents=400)
     make_chats(folder / "data" / "my-chats.json")
+    for name, rows in zip(("questions", "choices"), blocks(GUIDE, "json"), strict=True):
+        (folder / "data" / f"my-{name}.jsonl").write_text(rows, encoding="utf-8")
+    (folder / "data" / "my-book.txt").write_text("The cat sat on the mat. " * 20, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield

@@ -13,8 +13,9 @@ A masked model has no one pass that says how probable a text is. By `Settings.li
     confidence     the chain rule in the order of the model's own confidence (iLLaDA's scoring of choices)
 
 The first three and any_order have the same expectation, a lower bound on log p of the model that draws an order at
-random (AO-ARM, arXiv:2110.02037); each single order is a likelihood of its own. A causal model has its exact value in
-one pass, whatever is asked.
+random (AO-ARM, arXiv:2110.02037); left_to_right is a likelihood of its own. confidence looks at the target for its
+order, so that its value ranks choices and is no likelihood. A causal model has its exact value in one pass, whatever is
+asked.
 
 A *look* is an input with some places masked, and places whose tokens are wanted. Noise is a function of (seed, place of
 the request, draw), as in validation: neither order nor batch nor process changes a number, and targets of one length at

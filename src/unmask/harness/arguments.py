@@ -100,8 +100,11 @@ REFUSED = {
     "parallelize": "is not needed: `accelerate launch` shares the questions among processes.",
     "save_dir": "is Fast-dLLM's; answers so far are kept in --output_path.",
     "escape_until": "is Fast-dLLM's; an answer ends where the task says.",
+    **dict.fromkeys(
+        ("is_feature_cache", "is_cfg_cache"), "is dLLM-Cache's; the caches here are chosen with cache=NAME."
+    ),
 }
-IDLE = {"show_speed": "speed is always in the results", "is_feature_cache": "", "is_cfg_cache": ""}
+IDLE = {"show_speed"}  # speed is always in the results
 
 
 def parse_model_args(words: str | dict[str, Any] | None) -> dict[str, Any]:
