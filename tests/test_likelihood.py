@@ -164,6 +164,13 @@ def test_a_causal_model_scores_as_transformers_does():
     assert found.greedy == all(int(nats[len(given_) - 1 + i].argmax()) == token for i, token in enumerate(target))
 
 
+def test_draws_that_mask_nothing_cost_nothing_and_count_as_zero():
+    """Bernoulli's at small t; at one draw of a target of two tokens about one in three."""
+    found = [score(Toy(), Request((1,), (0, 0), i), likelihood="bernoulli", mc_num=1) for i in range(40)]
+    assert {one.looks for one in found} == {0, 1}
+    assert all((one.nats == 0) == (one.looks == 0) for one in found)
+
+
 def test_guidance_is_bare_plus_scaled_difference():
     model = tiny("llada")
     predict, w = models.predictor(model), 1.5

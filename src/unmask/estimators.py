@@ -202,9 +202,10 @@ def drawn(request: Request, settings: Settings, draw: Callable[[float, int, np.r
         random = noise.generator(settings.seed, VALIDATION, place, noise.MASK)
         draws.append(draw(noise.time(settings.seed, VALIDATION, place), len(request.target), random))
     draws.sort(key=lambda one: one.t)
-    found = yield [hidden(one.masked) for one in draws]
-    values = np.array([one.weight * shown.nats.sum() for one, shown in zip(draws, found, strict=True)])
-    return Score(float(values.mean()), systematic_error(values), len(draws), None)
+    looks = [hidden(one.masked) for one in draws if one.masked.any()]
+    shown = iter((yield looks) if looks else ())  # Bernoulli's draws may mask nothing, and then cost nothing
+    values = np.array([one.weight * next(shown).nats.sum() if one.masked.any() else 0.0 for one in draws])
+    return Score(float(values.mean()), systematic_error(values), len(looks), None)
 
 
 def systematic_error(values: NDArray[np.float64]) -> float | None:

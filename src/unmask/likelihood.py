@@ -97,7 +97,12 @@ class Scorer:
         for number in sorted(range(len(requests)), key=lambda i: longest_first(requests[i])):
             request = requests[number]
             plan = causal(request) if self.causal else masked(request, self.settings)
-            self.ask(Work(number, request, plan), next(plan), waiting)
+            try:
+                looks = next(plan)
+            except StopIteration as stop:  # nothing to look at
+                yield number, stop.value
+                continue
+            self.ask(Work(number, request, plan), looks, waiting)
             while len(waiting) > 2 * self.room(waiting):
                 yield from self.run(waiting)
         while waiting:
