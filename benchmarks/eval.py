@@ -5,8 +5,8 @@ Out: results/eval.json: ratios of runs side by side on this machine, medians of 
 
     python benchmarks/eval.py [--rounds 3] [--questions 20] [--targets 2] [--device cuda] [--dtype bfloat16]
 
-The plain way is written here from what public harnesses of LLaDA do (arXiv:2502.09992, appendix B.5): one request after
-the other, a pass for each choice, the draws of one request in batches of 32, and in every pass the logits of all places
+The plain way is written here from what public harnesses of LLaDA do (arXiv:2502.09992, eq. 6): one request after the
+other, a pass for each choice, the draws of one request in batches of 32, and in every pass the logits of all places
 over the whole vocabulary. It is handed our draws, and making them is counted for ours alone.
 
     letters  CMMLU's shape: a question of 60 to 200 tokens, four choices of one token each

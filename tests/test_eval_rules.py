@@ -66,6 +66,46 @@ def test_a_grid_goes_on_where_it_stood_and_its_cells_can_be_compared(script, wor
     assert main(["compare", *(str(tmp_path / "out" / name) for name in ("reference+none", "margin+none"))]) == 0
 
 
+@pytest.mark.parametrize("other", ["length", "weights"])
+def test_a_table_never_mixes_settings_or_models(script, words, folder, tmp_path, other):
+    mine = [*words, "--rules", "reference"]
+    assert script.main(mine) == 0
+    there = tmp_path / "out" / "reference+none" / "results.json"
+    before = there.read_bytes()
+    if other == "weights":
+        mine[mine.index(folder)] = str(tmp_path / "other")
+        loaded = unmask.load(folder, fresh=True, seed=4)
+        loaded.model.save_pretrained(tmp_path / "other")
+        loaded.tokenizer.save_pretrained(tmp_path / "other")
+    else:
+        mine += ["--max_new_tokens", "4"]
+    with pytest.raises(UserError, match="weights" if other == "weights" else "holds results of other settings"):
+        script.main([*mine, "margin"] if other == "weights" else mine)
+    assert there.read_bytes() == before
+    assert not (tmp_path / "out" / "margin+none").exists()
+    assert script.main([*mine, "--overwrite"]) == 0
+    assert there.read_bytes() != before
+
+
+def test_a_cell_is_repeated_alone_by_unmask_eval(script, words, tmp_path, capsys):
+    assert script.main([*words, "--rules", "threshold:threshold=0.1", "--caches", "dual"]) == 0
+    cell, again = tmp_path / "out" / "threshold_threshold=0.1+dual", tmp_path / "again"
+    assert main(["eval", "--from", str(cell), "--output_path", str(again)]) == 0
+    assert "the scores are those in" in capsys.readouterr().err
+    one, other = ((path / "samples_qa.jsonl").read_text(encoding="utf-8").splitlines() for path in (cell, again))
+    facts = [
+        [(row["resps"], row["details"][0]["forward_passes"]) for row in map(json.loads, some)] for some in (one, other)
+    ]
+    assert facts[0] == facts[1]
+
+
+def test_a_second_process_writes_no_table(script, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "evaluate", lambda *_: None)
+    monkeypatch.setattr(script.workers, "processes", lambda: (1, 2))
+    assert script.main([*words, "--rules", "margin"]) == 0
+    assert not (tmp_path / "out" / "table.json").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
