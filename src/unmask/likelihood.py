@@ -29,9 +29,9 @@ PLACES_AT_ONCE = {"cpu": 1 << 13, "cuda": 1 << 16}
 """Places of a batch (rows × length) where no number of rows is asked for."""
 WIDTHS = {"cpu": ALIGN, "cuda": 64}
 """Rows of one pass are padded to the same multiple of so many places: padding costs as much as text."""
-IN_CACHE = 1 << 23
-"""Logits at once on a CPU: 32 MB, the most that glibc keeps for the next ones. More is given back to the system and
-fetched again page by page; with torch 2.13 a piece four times as large took three times as long for each place."""
+AT_ONCE = 1 << 24
+"""Logits at once on a CPU, 64 MB: with torch 2.13 larger pieces take longer for each place, since what is given back to
+the system after one is fetched again, page by page, for the next; smaller ones multiply more slowly."""
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Rows that looks share, and the passes over them
@@ -41,11 +41,13 @@ fetched again page by page; with torch 2.13 a piece four times as large took thr
 class Input:
     """One row of a pass: its ids as the model sees them, and who wants to know what of it.
 
-    wanted: (place, token) → nothing yet, then (log p, whether likeliest). start: of the target.
+    wanted: (place, token) → nothing yet, then (log p, whether likeliest). start: of the target. many: others of exactly
+    this length come with it, so that it needs no padding.
     """
 
     ids: NDArray[np.int64]
     start: int
+    many: bool = False
     wanted: dict[tuple[int, int], tuple[float, bool]] = field(default_factory=dict)
     askers: list[Work] = field(default_factory=list)
 
@@ -60,6 +62,10 @@ class Work:
     looks: list[Look] = field(default_factory=list)
     inputs: list[Input] = field(default_factory=list)
     missing: int = 0
+
+
+Waiting = dict[tuple[bytes, int, bool], Input]
+"""Inputs that wait for their pass, by what makes them equal."""
 
 
 class Scorer:
@@ -93,7 +99,7 @@ class Scorer:
         """
         for number, request in enumerate(requests):
             self.check(number, request)
-        waiting: dict[tuple[bytes, int], Input] = {}
+        waiting: Waiting = {}
         for number in sorted(range(len(requests)), key=lambda i: longest_first(requests[i])):
             request = requests[number]
             plan = causal(request) if self.causal else masked(request, self.settings)
@@ -131,7 +137,7 @@ class Scorer:
                 f"request {number} has token ids outside the model's vocabulary of {self.predict.vocab_size}."
             )
 
-    def room(self, waiting: dict[tuple[bytes, int], Input]) -> int:
+    def room(self, waiting: Waiting) -> int:
         """Rows of the next pass."""
         if self.batch_size or not waiting:
             return self.batch_size or 1
@@ -140,20 +146,25 @@ class Scorer:
 
     def width(self, one: Input) -> int:
         """Places of an input and its padding."""
+        if one.many:
+            return len(one.ids)
         step = WIDTHS.get(self.predict.device.type, WIDTHS["cuda"])
         most = getattr(self.predict, "max_length", None) or len(one.ids) + step
         return max(len(one.ids), min(-(-len(one.ids) // step) * step, most))
 
-    def ask(self, work: Work, looks: list[Look], waiting: dict[tuple[bytes, int], Input]) -> None:
+    def ask(self, work: Work, looks: list[Look], waiting: Waiting) -> None:
         """Put looks on the inputs that wait, where an equal one waits on that."""
         work.looks, work.inputs = looks, []
         self.looks += len(looks)
         start, target = len(work.request.given), work.request.target
         clean = np.array([*work.request.given, *target], dtype=np.int64)
+        # told by the request alone: a row's width must not hang on its company, or the last bits of its score would
+        many = len(looks) >= ALIGN
         for look in looks:
             ids = clean[:-1] if self.causal else clean.copy()
             ids[start:][look.masked[: len(ids) - start]] = self.predict.mask_id or 0  # a causal look masks nothing
-            one = waiting.setdefault((ids.tobytes(), start if self.settings.cfg_scale else 0), Input(ids, start))
+            key = (ids.tobytes(), start if self.settings.cfg_scale else 0, many)
+            one = waiting.setdefault(key, Input(ids, start, many))
             for place in look.read.tolist():
                 one.wanted.setdefault((start + place - self.causal, target[place]), (math.nan, False))
             if work not in one.askers:
@@ -161,10 +172,11 @@ class Scorer:
             work.inputs.append(one)
         work.missing = len(set(work.inputs))
 
-    def run(self, waiting: dict[tuple[bytes, int], Input]) -> Iterator[tuple[int, Score]]:
+    def run(self, waiting: Waiting) -> Iterator[tuple[int, Score]]:
         """One pass over the inputs that wait longest; what is done by it."""
         width = self.width(next(iter(waiting.values())))
-        alike = (key for key, one in waiting.items() if self.width(one) == width)
+        many = next(iter(waiting.values())).many
+        alike = (key for key, one in waiting.items() if (self.width(one), one.many) == (width, many))
         inputs = [waiting.pop(key) for key in list(itertools.islice(alike, self.room(waiting)))]
         self.look_at(inputs)
         self.rows += len(inputs)
@@ -236,7 +248,7 @@ class Reader:
         self.at = torch.tensor([place for place, _ in pairs])
         self.tokens = torch.tensor([token for _, token in pairs])
         self.kept, self.scale, self.linear = kept, scale, getattr(predict, "linear_head", False)
-        self.step = max(ALIGN, (IN_CACHE if predict.device.type == "cpu" else CHUNK) // predict.vocab_size)
+        self.step = max(ALIGN, (AT_ONCE if predict.device.type == "cpu" else CHUNK) // predict.vocab_size)
 
     def __call__(self, hidden: Tensor, head: Head) -> Tensor:
         device, parts, order = hidden.device, [], []
@@ -252,7 +264,8 @@ class Reader:
             mine = torch.nonzero((self.at >= start) & (self.at < stop)).flatten()
             at, tokens = (self.at[mine] - start).to(device), self.tokens[mine].to(device)
             # not logsumexp, whose exp of what is far below the best takes ten times as long on a CPU (torch 2.13)
-            logits = torch.log_softmax(logits, -1)
+            # in place on a CPU, where a second piece of 64 MB costs more than what is computed of it
+            logits = torch.log_softmax(logits, -1, out=logits if device.type == "cpu" else None)
             nats = logits[at, tokens]
             best = nats == logits.amax(-1)[at]
             likeliest = torch.nonzero(best).flatten()  # of several as good the first, as argmax has it
