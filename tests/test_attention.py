@@ -49,6 +49,48 @@ def test_flash_attention_is_told_the_lengths_of_all_that_lies_end_to_end():
     assert (told["max_length_q"], told["max_length_k"]) == (4, 4)
 
 
+@pytest.mark.parametrize("kind", ["llada", "qwen2", "llama", "qwen3"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_conversations_taken_one_by_one_have_the_loss_and_gradients_of_the_masked_square(kind, causal, checkpointing):
+    found = []
+    for one_by_one in (False, True):
+        model = tiny(kind, causal).train()
+        if one_by_one:
+            attention.for_packing(model)
+            assert model.config._attn_implementation == attention.ONE_BY_ONE
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        objective = objectives.load("autoregressive" if causal else "masked", {}, MASK)
+        predict = Packed(models.predictor(model))
+        loss = objective(predict, batch_of(objective, [conversation(n, seed=n) for n in LENGTHS]))
+        loss.total.backward()
+        found.append((loss.nats, gradients(model)))
+        model.zero_grad()
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
+    for one, other in zip(found[0][1].values(), found[1][1].values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+
+
+def test_what_is_not_packed_sees_what_it_saw():
+    attended = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]).bool()
+    ids = torch.arange(10).view(2, 5)
+    model = tiny()
+    before = models.predictor(model)(ids, attention=attended)
+    attention.for_packing(model)
+    torch.testing.assert_close(models.predictor(model)(ids, attention=attended)[attended], before[attended])
+
+
+def test_other_back_ends_and_windows_keep_their_attention():
+    for model in (
+        tiny(attention="eager"),
+        tiny("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0),
+    ):
+        before = model.config._attn_implementation
+        attention.for_packing(model)
+        assert model.config._attn_implementation == before
+
+
 def test_an_unknown_back_end_is_refused():
     model = tiny()
     model.config._attn_implementation = "paged|sdpa"

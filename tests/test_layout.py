@@ -36,6 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"config"},  # what a run says and writes; it is told everything and asks nobody
     "noise": {"config"},  # mathematics: pure functions of numbers, for training, validation and likelihood alike
     "predict": set(),  # the contract between networks and what reads them
+    "processor": set(),  # how fast this machine is, measured
+    "cross_entropy": {"predict", "processor"},  # what a head's answer costs, of whatever network
     # from text to rows of ids; no network is known yet
     "hub": {"config"},
     "spec": {"config"},
@@ -74,7 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "decoding",
         "generation",
     },  # `model.generate`
-    "objectives": {"config", "noise", "predict"},
+    "objectives": {"config", "noise", "predict", "cross_entropy"},
     # decoding, from what a user may ask for up to the loop
     "options": {"config"},
     "canvas": {"config", "options"},
@@ -105,7 +107,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "callbacks": {"config", "report", "checkpoint"},
     "trainer": {
         *("config", "report", "noise", "predict", "ids", "models", "adapters", "objectives", "batches", "packing"),
-        *("tail", "checkpoint", "validate", "callbacks"),
+        *("tail", "checkpoint", "validate", "callbacks", "attention"),
     },
     "train": {
         *("config", "report", "noise", "corpus", "encode", "tokens", "models", "adapters", "objectives", "batches"),

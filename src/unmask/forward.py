@@ -6,6 +6,7 @@ In:  a model of `transformers`, perhaps inside DDP, FSDP or an adapter.  Out: a 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ class Predictor:
 
         self.linear_head &= self.head_is_last
         # flash kernels know no mask: they are told lengths, and take what is asked for the end of what is seen
+        self.end_to_end = config._attn_implementation in attention_masks.END_TO_END
         self.pads_windows = config._attn_implementation not in attention_masks.FLASH
 
     @property
@@ -127,10 +129,22 @@ class Predictor:
 AFTER_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale", "dim_model_base", "lm_head_multiplier")
 
 
+@dataclasses.dataclass
+class OwnHead:
+    """The head as readers get it: its forward, and the module that this belongs to."""
+
+    module: nn.Module
+    forward: Head
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return self.forward(hidden)
+
+
 @contextlib.contextmanager
 def put_in_place_of(head: nn.Module, call: Read) -> Iterator[None]:
     """While inside, the head's forward is call(hidden, the head's own forward): hooks on the head still fire."""
-    own, set_here = head.forward, vars(head).get("forward")  # accelerate's hooks set one on the module itself
+    set_here = vars(head).get("forward")  # accelerate's hooks set one on the module itself
+    own = OwnHead(head, head.forward)
     head.forward = lambda hidden: call(hidden, own)
     try:
         yield

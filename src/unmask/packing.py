@@ -62,13 +62,14 @@ class Packed:
         if positions is not None or segments is not None or cache is not None:
             raise ValueError("what is packed here has places of its own: no positions, segments or cache.")
         lengths = [ids.shape[1]] * len(ids) if attention is None else attention.sum(1).tolist()
-        rows = first_fit(lengths)
-        if attention is None or len(rows) == len(lengths):  # nothing to gain
+        together = getattr(self.predict, "end_to_end", False)  # no row is too long, so one will do, without padding
+        rows = [list(range(len(lengths)))] if together else first_fit(lengths)
+        if attention is None or (len(rows) == len(lengths) and not together):  # nothing to gain
             return self.predict(ids, attention=attention, keep=keep, read=read)
         wanted = attention if keep is None else keep
         if (wanted & ~attention).any():
             raise ValueError("a place that is padding was asked for.")
-        width = max(lengths)
+        width = sum(lengths) if together else max(lengths)
         shape = (len(rows), width)
         start, numbers = [0] * len(lengths), torch.full(shape, -1)
         for r, row in enumerate(rows):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from unmask import adapters, checkpoint, ids, models, objectives, packing, report, validate
+from unmask import adapters, attention, checkpoint, ids, models, objectives, packing, report, validate
 from unmask.batches import (
     VALIDATION,
     Collate,
@@ -85,6 +85,8 @@ class Trainer(transformers.Trainer):
     ) -> None:
         tail = Tail.chosen(eos_tail, objectives.is_causal(objective))
         check_fits(model, objective, tail, packing)
+        if packing:
+            attention.for_packing(model)
         super().__init__(
             model=model,
             args=args,

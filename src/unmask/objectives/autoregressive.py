@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unmask.objectives import Loss, Noised, cross_entropy, weighted
+from unmask.objectives import Loss, Noised, weighted_cross_entropy
 from unmask.predict import Predict
 
 
@@ -45,7 +45,6 @@ class Objective:
 
     def __call__(self, predict: Predict, batch: dict[str, Tensor]) -> Loss:
         ids, predicted = batch["input_ids"], batch["masked"]
-        nats = cross_entropy(predict, ids, ids, predicted, batch.get("attention"))
         own_length = predicted.sum(1).clamp(min=1)
         divisor = own_length if self.settings.normalise == "sequence" else torch.ones_like(own_length)
-        return weighted(nats, batch["weight"], predicted, divisor)
+        return weighted_cross_entropy(predict, ids, ids, predicted, batch["weight"], divisor, batch.get("attention"))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unmask import noise
 from unmask.config import UserError
-from unmask.objectives import Loss, Noised, cross_entropy, weighted
+from unmask.objectives import Loss, Noised, weighted_cross_entropy
 from unmask.predict import Predict
 
 
@@ -67,7 +67,6 @@ class Objective:
     def __call__(self, predict: Predict, batch: dict[str, Tensor]) -> Loss:
         ids, masked = batch["input_ids"], batch["masked"]
         noisy = torch.where(masked, self.mask_id, ids)
-        nats = cross_entropy(predict, noisy, ids, masked, batch.get("attention"))
         own_length = batch["supervised"].sum(1).clamp(min=1)
         divisor = own_length if self.settings.normalise == "sequence" else torch.ones_like(own_length)
-        return weighted(nats, batch["weight"], masked, divisor)
+        return weighted_cross_entropy(predict, noisy, ids, masked, batch["weight"], divisor, batch.get("attention"))
