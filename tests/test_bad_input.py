@@ -67,7 +67,7 @@ def refused(capsys, told, *arguments):
         ({"dataloader_num_workers": -1}, "--dataloader_num_workers is -1"),
         ({"max_steps": -1, "num_train_epochs": 0}, "--num_train_epochs is 0"),
         ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor has no effect here"),
-        ({"torch_compile": True}, "--torch_compile has no effect here"),
+        ({"torch_compile_backend": "fast"}, "--torch_compile_backend fast: there is"),
         ({"push_to_hub": True}, "--push_to_hub has no effect here"),
         ({"report_to": "comet_ml"}, "pip install comet-ml"),
         ({"family": "lada"}, "no model called 'lada'"),

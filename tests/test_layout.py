@@ -105,13 +105,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"config", "ids", "models"},
     "validate": {"config", "noise", "batches", "objectives", "predict"},
     "callbacks": {"config", "report", "checkpoint"},
+    "compiling": {"config"},
+    "advice": {"report", "processor", "batches", "trainer"},  # `trainer` by name only
     "trainer": {
         *("config", "report", "noise", "predict", "ids", "models", "adapters", "objectives", "batches", "packing"),
         *("tail", "checkpoint", "validate", "callbacks", "attention"),
     },
     "train": {
         *("config", "report", "noise", "corpus", "encode", "tokens", "models", "adapters", "objectives", "batches"),
-        *("prepare", "prepared", "checkpoint", "validate", "trainer", "trackers", "folders"),
+        *("prepare", "prepared", "checkpoint", "validate", "trainer", "trackers", "folders", "advice"),
     },
     # commands
     "pretrain": {"config", "train", "models", "prepare"},

@@ -238,7 +238,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "pt.py: truncation": ("pt", "right"),
     **dict.fromkeys(
         (
-            *("use_mps_device", "adafactor", "jit_mode_eval", "use_legacy_prediction_loop", "torch_compile"),
+            *("use_mps_device", "adafactor", "jit_mode_eval", "use_legacy_prediction_loop"),
             *("include_inputs_for_metrics", "include_tokens_per_second", "include_num_input_tokens_seen"),
             *("tpu_metrics_debug", "push_to_hub", "auto_find_batch_size", "dataloader_drop_last", "do_train"),
             *("remove_unused_columns", "use_liger_kernel"),

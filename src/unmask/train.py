@@ -40,7 +40,7 @@ GONE: Refused = {
     "save_safetensors": (True, "is gone: weights are always written as safetensors."),
     "use_mps_device": (False, "is gone: the GPU of a Mac is taken if there is one; --use_cpu true takes the CPU."),
     "adafactor": (False, "is gone: type --optim adafactor."),
-    "torchdynamo": (None, "is gone, and --torch_compile has no effect here."),
+    "torchdynamo": (None, "is gone: type --torch_compile_backend."),
     "jit_mode_eval": (False, "is gone: validation runs what training runs."),
     "use_legacy_prediction_loop": (False, "is gone: there is one way to validate."),
     "include_inputs_for_metrics": (False, "is gone: validation reports the objective's bound."),
@@ -67,14 +67,12 @@ REFUSED = {
     "do_train": "the command says what is done",
     "push_to_hub": "nothing is sent anywhere; upload checkpoint-final with the hub's own client",
     "remove_unused_columns": "what is not learnt from is left out where rows are made",
-    "torch_compile": "the head is read inside the forward pass, which would compile anew at each step",
     "train_sampling_strategy": "rows have an order of their own; see --group_by_length and --shuffle",
     "use_liger_kernel": "it would replace the head that the loss reads",
 }
 LEAST = dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1)
 LEAST |= dict.fromkeys(("num_train_epochs", "warmup_steps", "learning_rate", "weight_decay"), 0)
 LEAST |= dict.fromkeys(("seed", "dataloader_num_workers"), 0)
-STEP_KEYS = {"eval_steps": "validation", "save_steps": "checkpoint", "logging_steps": "line of metrics"}
 
 
 @dataclasses.dataclass
@@ -145,6 +143,8 @@ def to_transformers(
     import torch
     import transformers
 
+    from unmask import advice, compiling
+
     values = {f.name: getattr(training, f.name) for f in dataclasses.fields(training) if f.name not in OURS} | more
     if training.warmup_ratio is not None:
         if "warmup_steps" in given:
@@ -156,6 +156,8 @@ def to_transformers(
     values.setdefault("use_cpu", not torch.accelerator.is_available())
     if more.get("fp16") and "bf16" not in given:
         values["bf16"] = False
+    for key in compiling.KEYS:
+        values.pop(key, None)  # the Trainer of transformers would compile the whole model; see compiling.py
     for key, why in REFUSED.items():
         if more.get(key) not in (None, False, "no", 0, 0.0, "random"):
             raise UserError(f"--{key} has no effect here: {why}.")
@@ -180,7 +182,7 @@ def to_transformers(
         raise UserError(
             f"--max_steps is {training.max_steps}; it must be at least 1, or -1 to go by --num_train_epochs."
         )
-    for key in STEP_KEYS:
+    for key in advice.STEP_KEYS:
         if values[key] <= 0:
             raise UserError(f"--{key} is {values[key]}; it must be above 0 (below 1: a share of the run).")
         values[key] = int(values[key]) if values[key] >= 1 else values[key]
@@ -199,25 +201,6 @@ def to_transformers(
         made._n_gpu = 1
         report.say("several GPUs are here and one is used; `accelerate launch -m unmask pretrain …` takes them all.")
     return made
-
-
-def warnings_before(args: Any, steps: int) -> list[str]:
-    """What a user would want to know before the first step of `steps`."""
-    found = []
-    warmup = args.get_warmup_steps(steps)
-    if warmup >= steps:
-        found.append(
-            f"warning: the warm-up ({warmup} steps) outlasts the run ({steps} steps), so the learning rate never gets "
-            "to its peak; lower --warmup_steps."
-        )
-    for key, what in STEP_KEYS.items():
-        every = getattr(args, key)
-        strategy = {"eval_steps": args.eval_strategy, "save_steps": args.save_strategy}.get(key, "steps")
-        if str(getattr(strategy, "value", strategy)) == "steps" and every >= 1 and every > steps:
-            found.append(
-                f"warning: no {what} falls inside the run of {steps} steps but the one at its end (--{key} {every})."
-            )
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -255,10 +238,12 @@ def prepare(job: Job, parsed: Parsed, argv: list[str]) -> Run:
     import datasets
     from accelerate import PartialState
 
-    from unmask import adapters, checkpoint, objectives, tokens, trackers
+    from unmask import adapters, checkpoint, compiling, objectives, tokens, trackers
+    from unmask.advice import Waiting, keep_memory
     from unmask.trainer import Interrupt, Journal, Trainer
 
     report.quiet()
+    keep_memory()
     resume = None
     if training.resume_from_checkpoint:
         resume, remarks = checkpoint.to_resume(folder, training.resume_from_checkpoint)
@@ -325,7 +310,8 @@ def prepare(job: Job, parsed: Parsed, argv: list[str]) -> Run:
         "token_bytes": tokens.token_bytes(tokenizer),
         "eval_draws": training.eval_draws,
         "by_length": training.group_by_length,
-        "callbacks": [Journal(folder, objective.bound, training.run_name or folder.name), Interrupt()],
+        "callbacks": [Journal(folder, objective.bound, training.run_name or folder.name), Interrupt(), Waiting()],
+        "compiled": compiling.asked(parsed.more, args.device.type),
     }
     try:  # last, since the Trainer makes the folder
         trainer = Trainer(model, args, objective, tokenizer, train_rows, test_rows, **options)
@@ -341,7 +327,7 @@ def _size(manifest: dict[str, Any]) -> str:
 
 def go(run: Run) -> int:
     """Train, validate, save. Returns the exit code: 0, or 130 / 143 when stopped by Ctrl-C / SIGTERM."""
-    from unmask import checkpoint, trackers
+    from unmask import advice, checkpoint, trackers
 
     trainer, folder = run.trainer, run.folder
     first = trainer.is_world_process_zero()
@@ -354,7 +340,7 @@ def go(run: Run) -> int:
         if run.resume is not None:
             report.forget_after(folder, checkpoint.step_of(run.resume))
             report.say(f"going on from {run.resume.name}.")
-        report.say(*warnings_before(trainer.args, steps))
+        report.say(*advice.before(trainer, steps))
         rows = len(trainer.train_dataset) if hasattr(trainer.train_dataset, "__len__") else "a stream of"
         report.say(
             f"training {_size(run.manifest)} on {rows} rows, {steps} steps of "

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from unmask import adapters, attention, checkpoint, ids, models, objectives, packing, report, validate
+from unmask import adapters, attention, checkpoint, compiling, ids, models, objectives, packing, report, validate
+from unmask.advice import Waiting
 from unmask.batches import (
     VALIDATION,
     Collate,
@@ -59,6 +60,7 @@ class Trainer(transformers.Trainer):
             choice to the objective.
         max_length: no tail makes a row longer; the model's own limit if left out.
         packing: several rows share one of the forward pass; neither loss nor gradients change.
+        compiled: arguments of `torch.compile`, by which each layer of the network is compiled; None for none.
 
     Raises:
         UserError: a model that an objective or packing cannot work with; a tail that cannot be had.
@@ -81,6 +83,7 @@ class Trainer(transformers.Trainer):
         eos_tail: str | None = "none",
         max_length: int | None = None,
         packing: bool = False,
+        compiled: dict[str, Any] | None = None,
         callbacks: list[transformers.TrainerCallback] | None = None,
     ) -> None:
         tail = Tail.chosen(eos_tail, objectives.is_causal(objective))
@@ -113,6 +116,8 @@ class Trainer(transformers.Trainer):
         self.loss_is_scaled_for_ga = True
         if packing:
             self._check_packing()
+        if compiled is not None:
+            compiling.layers(model, compiled)
 
     def _check_packing(self) -> None:
         """UserError for a model that lets packed conversations see one another."""
@@ -198,6 +203,15 @@ class Trainer(transformers.Trainer):
             logs["eos_share"] = round(self.ends / self.learnt, 6)
             self.learnt = self.ends = 0.0
         super().log(logs, start_time)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """As the Trainer does; the time goes into `Waiting`."""
+        began = time.monotonic()
+        found = super().get_batch_samples(epoch_iterator, num_batches, device)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, Waiting):
+                callback.seconds += time.monotonic() - began
+        return found
 
     # -- loss
 
