@@ -180,7 +180,7 @@ def test_any_key_of_compiling_asks_for_it(more, found):
 
 
 def test_an_unknown_back_end_is_named():
-    with pytest.raises(UserError, match="--torch_compile_backend fast: there is .*inductor"):
+    with pytest.raises(UserError, match=r"--torch_compile_backend fast: there is .*inductor"):
         compiling.asked({"torch_compile": True, "torch_compile_backend": "fast"}, "cpu")
 
 

@@ -43,8 +43,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spec": {"config"},
     "sources": {"config", "spec", "hub"},
     "corpus": {"config", "spec", "sources", "hub"},
-    "encode": {"config"},
-    "tokens": {"config", "encode"},
+    "fast_encode": {"config"},
+    "encode": {"config", "report", "fast_encode"},  # it says which encoder it takes, and why
+    "token_stream": {"config", "encode"},
+    "tokens": {"config", "report", "encode", "fast_encode", "token_stream"},
     "ids": {"config"},  # whether tokenizer and model agree: asked by both
     "tokenizer": {"config", "report", "corpus", "encode", "ids"},
     # from conversations to rows of ids
@@ -101,6 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "noise",
         "objectives",
         "tail",
+        "token_stream",  # whether a stream knows where it stands
     },  # the objective draws the noise of a row, where batches are made
     "checkpoint": {"config", "ids", "models"},
     "validate": {"config", "noise", "batches", "objectives", "predict"},
@@ -109,11 +112,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "advice": {"report", "processor", "batches", "trainer"},  # `trainer` by name only
     "trainer": {
         *("config", "report", "noise", "predict", "ids", "models", "adapters", "objectives", "batches", "packing"),
-        *("tail", "checkpoint", "validate", "callbacks", "attention"),
+        *("tail", "checkpoint", "validate", "callbacks", "attention", "compiling", "advice"),
     },
     "train": {
         *("config", "report", "noise", "corpus", "encode", "tokens", "models", "adapters", "objectives", "batches"),
-        *("prepare", "prepared", "checkpoint", "validate", "trainer", "trackers", "folders", "advice"),
+        *("prepare", "prepared", "checkpoint", "validate", "trainer", "trackers", "folders", "advice", "compiling"),
     },
     # commands
     "pretrain": {"config", "train", "models", "prepare"},

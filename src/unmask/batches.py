@@ -13,6 +13,7 @@ step is short, filler rows that bear no loss keep the processes in step.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -28,8 +29,10 @@ from unmask import noise, objectives
 from unmask.config import UserError
 from unmask.objectives import Objective
 from unmask.tail import Tail
+from unmask.token_stream import remembers
 
 FILLER = -1
+AHEAD = 8  # steps of a stream whose end is remembered
 VALIDATION = -1  # the epoch of validation noise, which never changes
 
 
@@ -175,10 +178,25 @@ class Stream(IterableDataset[Any]):
 
     Every process and worker reads the whole stream and takes its own part: of W workers each takes every W-th batch,
     so that the loader, which asks the workers in turn, puts them together in the same order as without workers.
+
+    To go on later: `state(step)` after a step, and `go_on(state)` before reading. Only without workers, which keep
+    what they know to themselves, and only for rows whose `state_dict` says all, so not for rows shuffled by a buffer;
+    else there is no state, and what was read before is read again.
     """
 
     def __init__(self, rows: Any, split: Split, collate: Collate) -> None:
         self.rows, self.split, self.collate = rows, split, collate
+        self._start: dict[str, Any] = {"step": 0, "epoch": 0, "place": 0, "rows": None}
+        self._states: dict[int, dict[str, Any]] = {}
+        self._remembers = hasattr(rows, "state_dict") and remembers(rows)
+
+    def state(self, step: int) -> dict[str, Any] | None:
+        """Where the stream stands after so many optimiser steps, for JSON; None where that is not known."""
+        return self._states.get(step)
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Begin at a state: the first micro-batch is that of the step after it."""
+        self._start = state
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = torch.utils.data.get_worker_info()
@@ -192,22 +210,36 @@ class Stream(IterableDataset[Any]):
                 yield self.collate(batch)
 
     def _micro_batches(self) -> Iterator[list[tuple[dict[str, Any], Ticket]]]:
-        epoch = 0
+        step, epoch, place = (self._start[name] for name in ("step", "epoch", "place"))
+        rows = self.rows
+        if self._start["rows"] is not None:
+            rows = copy.copy(rows)  # which alone begins there; the next epoch begins at the beginning
+            rows.load_state_dict(self._start["rows"])
         while True:
-            if hasattr(self.rows, "set_epoch"):
-                self.rows.set_epoch(epoch)
-            place, held = 0, []
-            for row in self.rows:
+            if hasattr(rows, "set_epoch"):
+                rows.set_epoch(epoch)
+            held: list[tuple[dict[str, Any], Ticket]] = []
+            for row in rows:
                 held.append((row, Ticket(place, place, epoch)))
                 place += 1
                 if len(held) == self.split.step:
+                    step += 1
+                    self._note(step, epoch, place, rows)
                     yield from self._shared(held)
                     held = []
             if held:
+                step += 1
+                self._note(step, epoch, place, rows)
                 yield from self._shared(held)
             if not place:
                 return
-            epoch += 1
+            epoch, place, rows = epoch + 1, 0, self.rows
+
+    def _note(self, step: int, epoch: int, place: int, rows: Any) -> None:
+        """Keep where a step ends. A loader reads ahead by a batch or two, so the last few steps are kept."""
+        if self._remembers:
+            state = {"step": step, "epoch": epoch, "place": place, "rows": rows.state_dict()}
+            self._states = {n: s for n, s in self._states.items() if n > step - AHEAD} | {step: state}
 
     def _shared(self, held: list[tuple[dict[str, Any], Ticket]]) -> Iterator[list[tuple[dict[str, Any], Ticket]]]:
         longest = max(len(tokens["input_ids"]) for tokens, _ in held)

@@ -25,48 +25,19 @@ import pyarrow.compute as pc
 import xxhash
 
 from unmask.config import UserError
-from unmask.encode import CALL, Encode, Encoder, Ids, end_of_text, in_processes
+from unmask.encode import CALL, Encode, Encoder, Ids, end_of_text, end_to_end, in_processes
 from unmask.encode import token_bytes as token_bytes
 from unmask.encode import tokenizer_fingerprint as tokenizer_fingerprint
+from unmask.fast_encode import Differs
+from unmask.report import say
+from unmask.token_stream import FEATURES as FEATURES
+from unmask.token_stream import Cut, checked, stream
 
 RowsT = TypeVar("RowsT", datasets.Dataset, datasets.IterableDataset)
 
-FEATURES = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
 FORMAT = 1  # raise it when the same text and settings give other rows: earlier results in the cache are then left alone
 WORTH_A_PROCESS = 8 << 20  # bytes of text that repay starting one more process
-
-
-def _checked(texts: list[Any], first: int, text_field: str) -> list[str]:
-    """Texts, when they all are; first: number of the first one."""
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise UserError(
-                f"row {first + i:,}: {text_field!r} is {'null' if text is None else repr(text)[:60]}, not text; "
-                "leave such rows out of the data, or give them a text."
-            )
-    return texts
-
-
-def _cut(pieces: Iterable[Ids], length: int, drop_tail: bool, keep_lone: bool) -> Iterator[Ids]:
-    """Ids, piece by piece → the same laid end to end and cut: (rows, length), and last the tail, (1, < length)."""
-    rest = np.zeros(0, dtype=np.int32)
-    count = 0
-    for piece in pieces:
-        count += len(piece)
-        rest = np.concatenate([rest, piece])
-        whole = len(rest) // length * length
-        if whole:
-            yield rest[:whole].reshape(-1, length)
-            rest = rest[whole:]
-    if not count:
-        raise UserError("the data hold no text: not one token came of them.")
-    if len(rest) and (not drop_tail or (keep_lone and count < length)):
-        yield rest[None]
-    elif count < length:
-        raise UserError(
-            f"the data hold {count:,} tokens, fewer than one row of --max_length {length:,}; give more text, "
-            f"--max_length {count} or less, or --drop_tail false."
-        )
+WORTH_FAST = 4 << 20  # bytes of text that repay building the fast encoder, which takes up to 2 s
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -89,8 +60,9 @@ def group(
     """Documents to rows of `max_length` ids in one column, `input_ids`; a Dataset gives a Dataset, a stream a stream.
 
     A Dataset is tokenised at once, with a progress bar, and the result kept in the cache of `datasets`. A stream is
-    tokenised as it is read, in one shard; skipping n rows, or going on from its `state_dict`, reads and tokenises what
-    lies before, and gives the rows that an uninterrupted reader gets.
+    tokenised as it is read, in one shard; skipping n rows reads and tokenises what lies before. Going on from its
+    `state_dict` does not, unless the stream of text shuffles (token_stream.py); either way come the rows that an
+    uninterrupted reader gets.
 
     Args:
         insert_eos: end of text after each document.
@@ -110,17 +82,19 @@ def group(
         end_of_text(tokenizer)
     how: dict[str, Any] = {"length": max_length, "drop_tail": drop_tail, "keep_lone": keep_lone}
     if isinstance(rows, datasets.IterableDataset):
-        kwargs = {"rows": rows, "encoder": Encoder(tokenizer, insert_eos), "text_field": text_field, **how}
-        return datasets.IterableDataset.from_generator(_stream, features=FEATURES, gen_kwargs=kwargs)
-    made_by = tokenizer_fingerprint(tokenizer, special=False)
+        return stream(rows, Encoder(tokenizer, insert_eos, fast_after=WORTH_FAST), text_field, **how)
+    # A result that is not kept needs no name that other runs know, which takes a second for a large vocabulary.
+    encoder = _encoder(rows, tokenizer, insert_eos) if disable_caching else None
+    made_by = (encoder and encoder.name_here) or tokenizer_fingerprint(tokenizer, special=False)
     texts = result_name(FORMAT, rows._fingerprint, made_by, text_field, insert_eos)
     grouped = result_name(texts, how)
     with results(disable_caching) as folder:
         file = folder / f"rows-{grouped}.arrow"
         if disable_caching or not file.is_file():
-            encoder = Encoder(tokenizer, insert_eos)
-            done = _tokenised(rows, encoder, text_field, num_proc, desc, texts, folder, not disable_caching)
-            _write(file, _cut(_flat(done), **how))
+            where = (texts, folder, not disable_caching)
+            encoder = encoder or _encoder(rows, tokenizer, insert_eos)
+            done = _tokenised(rows, encoder, text_field, num_proc, desc, *where)
+            _write(file, _cut(done, **how))
     result = datasets.Dataset.from_file(str(file))
     result._fingerprint = grouped  # else `datasets` 5.2 derives one from the file's path and date
     return result
@@ -129,20 +103,6 @@ def group(
 def result_name(*what: Any) -> str:
     """What a result in the cache is called: a hash of what it comes of."""
     return str(xxhash.xxh3_128_hexdigest(repr(what).encode()))
-
-
-def _stream(rows: Any, encoder: Encoder, text_field: str, **how: Any) -> Iterator[dict[str, list[int]]]:
-    def ids() -> Iterator[Ids]:
-        seen = 0
-        # In batches, because the row by row iterator of `datasets` 5.2 leaves files out in a DataLoader's worker.
-        for batch in rows.iter(batch_size=64):
-            texts = _checked(batch[text_field], seen, text_field)
-            seen += len(texts)
-            yield np.concatenate(encoder(texts))
-
-    for some in _cut(ids(), **how):
-        for row in some.tolist():
-            yield {"input_ids": row}
 
 
 def _tokenised(
@@ -156,27 +116,47 @@ def _tokenised(
     cached: bool,
 ) -> datasets.Dataset:
     """The ids of each document, kept under `name`: another --max_length begins from here."""
-    size = rows.data.nbytes * len(rows) / max(1, len(rows.data))  # `data` may hold more rows than were selected
-    batch = max(1, min(1000, int(CALL / (size / max(1, len(rows)) + 1))))
-    workers = int(min(most, cores(), len(rows) // batch, 1 + size / WORTH_A_PROCESS))
-    if workers <= (1 if encoder.backend is None else 2):
-        # The threads of `tokenizers` do it: two processes took 7.7 s where two threads took 6.0 s (20 MB of text).
-        workers = 1
-    with in_processes(encoder, workers) as encode:
-        return rows.with_format("arrow").map(
-            _documents,
-            batched=True,
-            batch_size=batch * workers,
-            writer_batch_size=batch,
-            with_indices=True,
-            remove_columns=rows.column_names,
-            features=FEATURES,
-            fn_kwargs={"encode": encode, "text_field": text_field},
-            new_fingerprint=name,
-            cache_file_name=str(folder / f"documents-{name}.arrow"),
-            load_from_cache_file=cached,
-            desc=desc,
-        )
+    size = _bytes(rows)
+    batch = max(1, min(4000, int(CALL / (size / max(1, len(rows)) + 1))))
+
+    def tokenise() -> datasets.Dataset:
+        workers = int(min(most, cores(), len(rows) // batch, 1 + size / WORTH_A_PROCESS))
+        if encoder.fast is not None or workers <= (1 if encoder.backend is None else 2):
+            # The encoder's own threads do it: with the ordinary one of `tokenizers`, two processes took 7.7 s where two
+            # threads took 6.0 s (20 MB of text).
+            workers = 1
+        with in_processes(encoder, workers) as work:
+            encode = encoder.flat if workers == 1 else lambda texts: end_to_end(work(texts))
+            return rows.with_format("arrow").map(
+                _documents,
+                batched=True,
+                batch_size=batch * workers,
+                writer_batch_size=batch,
+                with_indices=True,
+                remove_columns=rows.column_names,
+                features=FEATURES,
+                fn_kwargs={"encode": encode, "text_field": text_field},
+                new_fingerprint=name,
+                cache_file_name=str(folder / f"documents-{name}.arrow"),
+                load_from_cache_file=cached,
+                desc=desc,
+            )
+
+    try:
+        return tokenise()
+    except Differs as error:
+        say(f"{error} This run begins the text again with the ordinary tokenizer")
+        encoder.fast = None
+        return tokenise()
+
+
+def _bytes(rows: datasets.Dataset) -> float:
+    """Bytes of text, about: `data` may hold more rows than were selected."""
+    return float(rows.data.nbytes * len(rows) / max(1, len(rows.data)))
+
+
+def _encoder(rows: datasets.Dataset, tokenizer: Any, insert_eos: bool) -> Encoder:
+    return Encoder(tokenizer, insert_eos, fast_after=0 if _bytes(rows) >= WORTH_FAST else None)
 
 
 def cores() -> int:
@@ -185,19 +165,21 @@ def cores() -> int:
 
 
 def _documents(table: pa.Table, indices: list[int], encode: Encode, text_field: str) -> pa.Table:
-    ids = encode(_checked(table[text_field].to_pylist(), indices[0], text_field))
-    ends = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-    if ends[-1] > np.iinfo(np.int32).max:
+    ids, ends = encode(checked(table[text_field].to_pylist(), indices[0], text_field))
+    if len(ids) > np.iinfo(np.int32).max:
         raise UserError(
             f"row {indices[0]:,} and what follows it are too long to tokenise; cut the document into several."
         )
-    return pa.table({"input_ids": pa.ListArray.from_arrays(ends.astype(np.int32), np.concatenate(ids))})
+    offsets = np.concatenate([[0], ends]).astype(np.int32)
+    return pa.table({"input_ids": pa.ListArray.from_arrays(offsets, ids)})
 
 
-def _flat(rows: datasets.Dataset) -> Iterator[Ids]:
-    """All ids, batch by batch."""
-    for table in rows.with_format("arrow").iter(batch_size=1000):
-        yield table["input_ids"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+def _cut(documents: datasets.Dataset, **how: Any) -> Iterator[Ids]:
+    """The ids of all documents, end to end and cut: (rows, length), and last the tail, (1, < length)."""
+    cut = Cut(**how)
+    for table in documents.with_format("arrow").iter(batch_size=1000):
+        yield cut.add(table["input_ids"].combine_chunks().flatten().to_numpy(zero_copy_only=False))
+    yield cut.tail()
 
 
 def _write(file: Path, blocks: Iterable[Ids]) -> None:
