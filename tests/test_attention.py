@@ -57,7 +57,7 @@ def test_conversations_taken_one_by_one_have_the_loss_and_gradients_of_the_maske
     for one_by_one in (False, True):
         model = tiny(kind, causal).train()
         if one_by_one:
-            attention.for_packing(model)
+            attention.for_training(model)
             assert model.config._attn_implementation == attention.ONE_BY_ONE
         if checkpointing:
             model.gradient_checkpointing_enable()
@@ -77,7 +77,7 @@ def test_what_is_not_packed_sees_what_it_saw():
     ids = torch.arange(10).view(2, 5)
     model = tiny()
     before = models.predictor(model)(ids, attention=attended)
-    attention.for_packing(model)
+    attention.for_training(model)
     torch.testing.assert_close(models.predictor(model)(ids, attention=attended)[attended], before[attended])
 
 
@@ -87,7 +87,7 @@ def test_other_back_ends_and_windows_keep_their_attention():
         tiny("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0),
     ):
         before = model.config._attn_implementation
-        attention.for_packing(model)
+        attention.for_training(model)
         assert model.config._attn_implementation == before
 
 

@@ -37,7 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "noise": {"config"},  # mathematics: pure functions of numbers, for training, validation and likelihood alike
     "predict": set(),  # the contract between networks and what reads them
     "processor": set(),  # how fast this machine is, measured
-    "cross_entropy": {"predict", "processor"},  # what a head's answer costs, of whatever network
+    "kept": set(),
+    "cross_entropy": {"predict", "processor", "kept"},  # what a head's answer costs, of whatever network
     # from text to rows of ids; no network is known yet
     "hub": {"config"},
     "spec": {"config"},
@@ -60,8 +61,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("prepared", "instruct", "labels", "template"),
     },
     # the network, what it learns, how it is read: three that never know one another, so that each can be exchanged
-    "forward": {"config", "predict", "attention"},  # the one way through a network of `transformers`
-    "attention": {"config"},  # the mask that each back end understands
+    "forward": {"config", "predict", "attention", "table"},  # the one way through a network of `transformers`
+    "table": {"kept"},
+    "bfloat16_attention": {"processor"},
+    "attention": {"config", "bfloat16_attention"},  # the mask that each back end understands
     "packing": {"config", "predict"},
     # adapters wrap a network that they are handed; loading puts them on, so it stands below them
     "module_names": {"config"},
@@ -108,7 +111,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"config", "ids", "models"},
     "validate": {"config", "noise", "batches", "objectives", "predict"},
     "callbacks": {"config", "report", "checkpoint"},
-    "compiling": {"config"},
+    "compiling": {"config", "attention"},
+    # a step of all of these, gone through with tensors that have no numbers
+    "estimate": {"config", "predict", "forward", "cross_entropy", "bfloat16_attention", "kept", "processor"},
     "advice": {"report", "processor", "batches", "trainer"},  # `trainer` by name only
     "trainer": {
         *("config", "report", "noise", "predict", "ids", "models", "adapters", "objectives", "batches", "packing"),
@@ -127,6 +132,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("prepare", "prepared", "instruct", "sft", "screen"),
     },
     "init": {"config", "report", "ids", "tokenizer", "models"},
+    "estimation": {
+        *("config", "report", "adapters", "init", "objectives", "instruct", "train", "pretrain", "sft", "estimate"),
+        "processor",
+    },
     # reading: what the commands share, what stands on the terminal, one answer, a conversation
     "reader": {"config", "report", "ids", "models", "adapters", "options", "decoding"},
     "screen": {"canvas"},

@@ -22,6 +22,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "count": ("init", "main_count", "Count a model's parameters and the memory training takes"),
     },
     "Train": {
+        "estimate": ("estimation", "main", "Work out the memory and time of a run before it starts"),
         "prepare": ("prepare", "main", "Write tokens to disk once, for later training"),
         "inspect": ("inspection", "main", "Show training rows: who speaks, what is learnt, what is masked"),
         "pretrain": ("pretrain", "main", "Pretrain on text"),

@@ -21,6 +21,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from unmask import bfloat16_attention
 from unmask.config import UserError
 
 MASKED = ("sdpa", "eager", "flex_attention")  # these get a mask
@@ -29,7 +30,6 @@ ONE_BY_ONE = "sdpa_one_by_one"  # sdpa, but of packed conversations each by itse
 END_TO_END = (*FLASH, ONE_BY_ONE)  # a row may be as long as all conversations together: they are not looked at squared
 
 
-@torch.compiler.disable  # the lengths differ from batch to batch
 def one_by_one(
     module: torch.nn.Module,
     query: Tensor,
@@ -45,27 +45,44 @@ def one_by_one(
     sdpa with a mask multiplies the whole square; of 2,048 tokens in conversations of 130 one part in 16 is needed. On a
     CPU a call a conversation costs little beside what it saves; on a GPU flash kernels do the same in one.
     """
-    asked = (query, key, value)
     if cu_seq_lens_q is None:
-        return sdpa_attention_forward(module, *asked, attention_mask, **how)
+        return _one(module, query, key, value, attention_mask, **how), None
     parts = [
-        sdpa_attention_forward(module, *(one[:, :, start:stop] for one in asked), None, **how)[0]
+        _one(module, query[:, :, start:stop], key[:, :, start:stop], value[:, :, start:stop], None, **how)
         for start, stop in itertools.pairwise(cu_seq_lens_q.tolist())
     ]
     return torch.cat(parts, 1), None
+
+
+def _one(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **how: Any) -> Tensor:
+    """(rows, places, heads, width)"""
+    causal = how.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    usual = all(value is None or value is False or name in HEEDED for name, value in how.items())
+    if usual and bfloat16_attention.serves(query, key, mask, causal, how.get("dropout", 0.0)):
+        scale = how.get("scaling") or query.shape[-1] ** -0.5
+        return bfloat16_attention.attend(query, key, value, scale).transpose(1, 2).contiguous()
+    made: Tensor = sdpa_attention_forward(module, query, key, value, mask, **how)[0]
+    return made
 
 
 ALL_ATTENTION_FUNCTIONS.register(ONE_BY_ONE, one_by_one)
 ALL_MASK_ATTENTION_FUNCTIONS.register(ONE_BY_ONE, sdpa_mask)
 
 
-def for_packing(model: Any) -> None:
-    """Let a model on a CPU take packed conversations one by one; nothing else of it changes."""
+def for_compiling() -> None:
+    """Leave what goes by each batch's lengths out of compiled layers. Loading the compiler takes seconds."""
+    ALL_ATTENTION_FUNCTIONS.register(ONE_BY_ONE, torch.compiler.disable(one_by_one))
+
+
+def for_training(model: Any) -> None:
+    """Let a model on a CPU take packed conversations one by one, and whole rows in bfloat16 by products of matrices."""
     windows = any(getattr(model.config, key, None) for key in WINDOWS)
     if model.config._attn_implementation == "sdpa" and model.device.type == "cpu" and not windows:
         model.set_attn_implementation(ONE_BY_ONE)
 
 
+HEEDED = ("is_causal", "dropout", "scaling", "position_ids", "cache_position")  # or of no meaning to attention itself
 WINDOWS = ("sliding_window", "attention_chunk_size")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from unmask import attention
 from unmask.config import UserError
 
 KEYS = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
@@ -42,5 +43,6 @@ def layers(model: Any, how: dict[str, Any]) -> None:
     found = [module for module in model.modules() if type(module).__name__ in kinds]
     if not found:
         raise UserError(f"--torch_compile: {type(model).__name__} does not say which layers it repeats; leave it out.")
+    attention.for_compiling()
     for layer in found:
         layer.compile(**how)

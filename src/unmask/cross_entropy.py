@@ -19,16 +19,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from unmask import processor
+from unmask import kept, processor
 from unmask.predict import Head
 
-# Bytes of float32 logits at once. On a CPU 250 places of LLaDA's vocabulary are within 7 % of what 500 reach, in half
-# the memory (benchmarks/loss.py); a GPU needs more places for its products to fill it.
-CHUNK = {"cpu": 128 << 20, "other": 512 << 20}
+# Bytes of logits at once, of float32 ones on a GPU, which needs more places for its products to fill it. On a CPU they
+# lie where the table's gradient comes later, which for the tutorial's model is as large.
+CHUNK = {"cpu": 224 << 20, "other": 512 << 20}
+LARGE = 1 << 22  # numbers in a head, below which no way to multiply is looked for
+WORDS = 1 << 14  # of the vocabulary, whose logits a CPU makes at once
+CACHED = 8 << 20  # bytes of float32 logits that a processor's cache holds while they become gradients
 TINY = 1e-30  # of a probability: below it, it is told from its logit
+PLAIN: tuple[type, ...] = (Tensor, nn.Parameter)  # kinds of weights that are just numbers
 
 
-@torch.compiler.disable  # traced, it would be compiled anew for each number of places
 def weighted(hidden: Tensor, head: Head, targets: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Σ weight · nats, a scalar with gradient; nats (n,), without.
 
@@ -49,7 +52,6 @@ def weighted(hidden: Tensor, head: Head, targets: Tensor, weight: Tensor) -> tup
     return total, nats
 
 
-@torch.compiler.disable
 def cross_entropy(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     """Nats (n,), float32, each with its gradient: for losses that are no weighted sum. Logits are made twice."""
 
@@ -69,7 +71,7 @@ def linear(head: Head) -> nn.Linear | None:
     """The head as a matrix, where it is one: not with an adapter, quantised weights or a hook's own forward."""
     module = _module(head)
     own = getattr(getattr(head, "forward", None), "__func__", None)
-    if own is nn.Linear.forward and isinstance(module, nn.Linear) and type(module.weight) in (Tensor, nn.Parameter):
+    if own is nn.Linear.forward and isinstance(module, nn.Linear) and type(module.weight) in PLAIN:
         return module
     return None
 
@@ -78,11 +80,16 @@ def _module(head: Head) -> nn.Module | None:
     return getattr(head, "module", None)
 
 
-def chunks(hidden: Tensor, module: nn.Module | None) -> Iterator[slice]:
-    """Slices of about as many places each, whose logits are at most CHUNK bytes."""
+def chunks(hidden: Tensor, module: nn.Module | None, dtype: torch.dtype = torch.float32) -> Iterator[slice]:
+    """Slices of about as many places each, whose logits are at most CHUNK bytes.
+
+    Args:
+        dtype: of the logits, where no wider copy of a whole chunk is made: on a CPU.
+    """
     n = len(hidden)
     vocabulary = getattr(module, "out_features", None) or 1 << 17  # a wrapper that does not say: LLaDA's size
-    most = max(1, CHUNK.get(hidden.device.type, CHUNK["other"]) // (4 * vocabulary))
+    width = torch.finfo(dtype).bits // 8 if hidden.device.type == "cpu" else 4
+    most = max(1, CHUNK.get(hidden.device.type, CHUNK["other"]) // (width * vocabulary))
     parts = -(-n // most)
     for part in range(parts):
         yield slice(part * n // parts, (part + 1) * n // parts)
@@ -136,53 +143,104 @@ def _by_hand(
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The same where the head is a matrix: no copies of logits, sums kept in float32 at least.
 
-    With z = W h + b, the gradient of nats is p - onehot(target) for z, where p = softmax(z) takes the place of z.
+    With z = W h + b, the gradient of nats is p - onehot(target) for z, where p = softmax(z) takes the place of z. On a
+    CPU all of it goes by pieces of the vocabulary, whose logits are in the cache for one product after the other, and
+    of which a copy in another precision takes little room.
     """
     matrix, bias = more[0], more[1] if len(more) > 1 else None
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else matrix.dtype
     if processor.float32_is_faster(dtype, hidden.device):
         dtype = torch.float32
+    full = torch.promote_types(dtype, torch.float32)  # of sums and of probabilities
+    words = [slice(None)]
+    if device == "cpu":
+        words = [slice(start, start + WORDS) for start in range(0, len(matrix), WORDS)]
     nats = weight.new_empty(len(hidden))
-    sizes = [at.stop - at.start for at in chunks(hidden, head.module)]
     with torch.autocast(device, enabled=False):
-        w = matrix.to(dtype)
-        full = torch.promote_types(dtype, torch.float32)  # of sums and of probabilities
-        logits = hidden.new_empty(max(sizes, default=0), len(matrix), dtype=dtype)
-        wide = logits if dtype == full else logits.new_empty(logits.shape, dtype=full)
+        small = matrix.numel() < LARGE
+        times = processor.by_mm if small else processor.products(matrix.device, dtype)
         d_hidden = torch.empty_like(hidden) if wants[0] else None
-        d_matrix = torch.zeros_like(matrix, dtype=full) if wants[1] and not sizes else None
+        d_matrix = kept.empty("gradient", matrix.shape, full, matrix.device) if wants[1] else None
         d_bias = torch.zeros_like(bias, dtype=full) if bias is not None and wants[2] else None
-        for at, n in zip(chunks(hidden, head.module), sizes, strict=True):
+        parts = list(chunks(hidden, head.module, dtype))
+        room = None
+        if times is processor.by_mm:
+            most = max((at.stop - at.start for at in parts), default=0)
+            room = kept.empty(kept.SCRATCH, (most * len(matrix),), dtype, matrix.device)
+        first = True
+        for at in parts:
             h, share = hidden[at].to(dtype), weight[at, None]
-            z = torch.mm(h, w.t(), out=logits[:n])
-            if bias is not None:
-                z += bias.to(dtype)
-            p = z if dtype == full else wide[:n].copy_(z)
-            nats[at] = _softmax(p, targets[at], h, w, bias)
-            if not any(wants):
-                continue
-            p[torch.arange(n, device=p.device), targets[at]] -= 1
-            d = p if dtype == full else z.copy_(p)
-            if d_hidden is not None:
-                d_hidden[at] = torch.mm(d, w) * share
-            if wants[1]:
-                heavy = (h * share).to(dtype)
-                if d_matrix is None:
-                    d_matrix = torch.mm(d.t(), heavy).to(full)
-                elif dtype == full:
-                    d_matrix.addmm_(d.t(), heavy)
-                else:
-                    d_matrix += torch.mm(d.t(), heavy)
-            if d_bias is not None:
-                d_bias += weight[at].to(full) @ p
+            heavy = (h * share).to(dtype)
+            z: list[Tensor] = []
+            for some in words:
+                w, start = matrix[some].to(dtype), len(h) * (some.start or 0)
+                here = room if room is None else room[start : start + len(h) * len(w)].view(len(h), len(w))
+                z.append(times(h, w.t(), here))
+                if bias is not None:
+                    z[-1] += bias[some].to(dtype)
+            nats[at] = _logits_to_gradients(z, targets[at], weight[at], hidden[at], more, d_bias, any(wants))
+            d_h = None
+            for some, d in zip(words, z, strict=True):
+                if d_hidden is not None:
+                    share_of_h = times(d, matrix[some].to(dtype)).to(full)
+                    d_h = share_of_h if d_h is None else d_h.add_(share_of_h)
+                if d_matrix is not None:
+                    rows = d_matrix[some]
+                    if dtype == full:
+                        torch.addmm(rows, d.t(), heavy, beta=0 if first else 1, out=rows)
+                    else:
+                        product = torch.mm(d.t(), heavy)
+                        rows.copy_(product) if first else rows.add_(product)
+            if d_hidden is not None and d_h is not None:
+                d_hidden[at] = d_h * share
+            first = False
+        if first and d_matrix is not None:
+            d_matrix.zero_()  # there were no places
     made = [d_hidden, d_matrix if d_matrix is None else d_matrix.to(matrix.dtype)]
     if bias is not None:
         made.append(d_bias if d_bias is None else d_bias.to(bias.dtype))
     return nats, made
 
 
-def _softmax(z: Tensor, targets: Tensor, h: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+def _logits_to_gradients(
+    z: list[Tensor],
+    targets: Tensor,
+    weight: Tensor,
+    hidden: Tensor,
+    more: tuple[Tensor, ...],
+    d_bias: Tensor | None,
+    gradients: bool,
+) -> Tensor:
+    """Puts softmax(z) - onehot(target) in the place of the logits z, (n, words) each; the targets' nats (n,).
+
+    A few places at a time on a CPU: they stay in its cache, while they are read and written several times.
+    """
+    n, sizes, dtype = len(targets), [one.shape[1] for one in z], torch.promote_types(z[0].dtype, torch.float32)
+    rows = max(1, CACHED // (4 * sum(sizes))) if z[0].device.type == "cpu" else max(1, n)
+    in_place = len(z) == 1 and z[0].dtype == dtype
+    room = z[0] if in_place else z[0].new_empty(min(rows, n), sum(sizes), dtype=dtype)
+    found = []
+    for start in range(0, n, rows):
+        at = slice(start, min(start + rows, n))
+        p = room[at] if in_place else room[: at.stop - at.start]
+        parts = p.split(sizes, 1)
+        if not in_place:
+            for part, one in zip(parts, z, strict=True):
+                part.copy_(one[at])
+        found.append(_softmax(p, targets[at], hidden[at], more))
+        if not gradients:
+            continue
+        p[torch.arange(len(p), device=p.device), targets[at]] -= 1
+        if d_bias is not None:
+            d_bias += weight[at].to(dtype) @ p
+        if not in_place:
+            for part, one in zip(parts, z, strict=True):
+                one[at].copy_(part)
+    return torch.cat(found) if found else z[0].new_empty(0, dtype=dtype)
+
+
+def _softmax(z: Tensor, targets: Tensor, hidden: Tensor, more: tuple[Tensor, ...]) -> Tensor:
     """Puts softmax(z) in the place of logits z (n, vocabulary); the targets' nats (n,)."""
     at = targets[:, None]
     if z.device.type != "cpu":
@@ -190,13 +248,18 @@ def _softmax(z: Tensor, targets: Tensor, h: Tensor, w: Tensor, bias: Tensor | No
         nats = -logs.gather(1, at)[:, 0]
         torch.exp(logs, out=z)
         return nats
-    # One reading and one writing of the chunk instead of two: log p is taken of p, where p is no longer near the
-    # smallest number there is. A row fits into the cache, the chunk does not.
+    # One reading and one writing instead of two: log p is taken of p, where p is no longer near the smallest number
+    # there is.
     torch.softmax(z, -1, out=z)
     p = z.gather(1, at)[:, 0]
     nats = -p.log()
-    rare = (p < TINY).nonzero()[:, 0]
+    rare = _rare(p)
     if len(rare):
-        again = functional.linear(h[rare], w, None if bias is None else bias.to(w.dtype)).float()
-        nats[rare] = functional.cross_entropy(again, targets[rare], reduction="none")
+        again = functional.linear(hidden[rare].to(more[0].dtype), *more).float()
+        nats[rare] = functional.cross_entropy(again, targets[rare], reduction="none").to(nats.dtype)
     return nats
+
+
+def _rare(p: Tensor) -> Tensor:
+    """Numbers of the places whose probability is too small to take its logarithm."""
+    return (p < TINY).nonzero()[:, 0]

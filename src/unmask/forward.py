@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from unmask import attention as attention_masks
+from unmask import table
 from unmask.predict import Head, Predict, Read
 
 if TYPE_CHECKING:
@@ -119,7 +120,13 @@ class Predictor:
             )
         if segments is not None:
             more |= attention_masks.packed(self.model.config, segments, self.model.get_input_embeddings().weight.dtype)
-        with put_in_place_of(self.head, at_the_head) if self.head_is_last else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if self.head_is_last:
+                own = OwnHead(self.head, self.head.forward)
+                stack.enter_context(in_place_of(self.head, lambda hidden: at_the_head(hidden, own)))
+            embedding = self.model.get_input_embeddings()
+            if (lookup := table.forward(embedding)) is not None:
+                stack.enter_context(in_place_of(embedding, lookup))
             logits = self.wrapped(input_ids=ids, use_cache=cache is not None, **more).logits
         return logits if self.head_is_last else at_the_head(logits, lambda same: same)
 
@@ -141,18 +148,17 @@ class OwnHead:
 
 
 @contextlib.contextmanager
-def put_in_place_of(head: nn.Module, call: Read) -> Iterator[None]:
-    """While inside, the head's forward is call(hidden, the head's own forward): hooks on the head still fire."""
-    set_here = vars(head).get("forward")  # accelerate's hooks set one on the module itself
-    own = OwnHead(head, head.forward)
-    head.forward = lambda hidden: call(hidden, own)
+def in_place_of(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While inside, this is the module's forward: hooks on the module still fire."""
+    set_here = vars(module).get("forward")  # accelerate's hooks set one on the module itself
+    module.forward = forward
     try:
         yield
     finally:
         if set_here is None:
-            del head.forward  # the class's method shows through again
+            del module.forward  # the class's method shows through again
         else:
-            head.forward = set_here
+            module.forward = set_here
 
 
 def predictor(model: Any, wrapped: nn.Module | None = None) -> Predict:

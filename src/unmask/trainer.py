@@ -88,8 +88,7 @@ class Trainer(transformers.Trainer):
     ) -> None:
         tail = Tail.chosen(eos_tail, objectives.is_causal(objective))
         check_fits(model, objective, tail, packing)
-        if packing:
-            attention.for_packing(model)
+        attention.for_training(model)
         super().__init__(
             model=model,
             args=args,
