@@ -5,7 +5,7 @@ PY := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts/python,bin/python)
 SETUP := $(PYTHON) scripts/setup.py --venv "$(VENV)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-gpu check clean dev format lint types
+.PHONY: help setup quickstart test test-slow test-gpu bench check clean dev format lint types
 
 help: ## this page
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,9 @@ test-slow: dev ## the slow tests
 
 test-gpu: dev ## the tests that need a GPU
 	@"$(PY)" -m pytest -m gpu $(ARGS)
+
+bench: dev ## speed and memory beside plain code, half an hour and more (ARGS="--shared FOLDER --parts pretrain data")
+	@"$(PY)" benchmarks/run.py $(ARGS)
 
 check: format lint types ## formatting, lint and types
 

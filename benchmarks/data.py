@@ -6,7 +6,7 @@ Out: for each tokenizer, seconds from a jsonl of 20 MB to rows on the disk, each
 
 Plain is the tutorial's way: `datasets.map` with the tokenizer of `transformers`, then a second map that joins lists and
 cuts them. Both keep the tail of what they cut, so that their tokens can be compared. Caches are off and empty. A run
-begins with the tokenizer loaded. Pairs in which other processes took more than 10 % of the machine are run again.
+begins with the tokenizer loaded. Rounds that were disturbed are run again (sides.py).
 """
 
 from __future__ import annotations
@@ -14,11 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import platform
 import random
-import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -27,7 +23,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-LENGTH, MOST_BY_OTHERS = 1024, 0.10
+import sides
+
+LENGTH = 1024
+PACKAGES = ("datasets", "tokenizers", "transformers", "fastokens", "pyarrow", "numpy")
 # file, how it is read (names of columns, or what stands between documents); each is taken once
 SOURCES: list[tuple[str, list[str] | str]] = [
     ("alpaca/alpaca_data_train.json", ["instruction", "input", "output"]),
@@ -151,72 +150,42 @@ def child(arguments: Any) -> None:
 # Runs side by side
 
 
-def busy() -> tuple[float, float]:
-    """Seconds that the machine's cores have worked, and have been there."""
-    line = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]
-    ticks = [int(n) / os.sysconf("SC_CLK_TCK") for n in line]
-    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
-
-
 def run(way: str, text: Path, tokenizer: Path, workers: int | None = None, batch: int = 1000) -> dict[str, Any]:
-    """One run, with the share of the machine that other processes took."""
+    """One run, with caches that are its own."""
     with tempfile.TemporaryDirectory(dir=text.parent) as cache:
         command = [sys.executable, __file__, "--child", way, "--text", str(text), "--tokenizer", str(tokenizer)]
         command += ["--batch", str(batch), *([] if workers is None else ["--workers", str(workers)])]
-        folders = {"HF_HOME": cache, "HF_DATASETS_CACHE": cache, "TMPDIR": cache}
-        before, mine = busy(), os.times()
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env={**os.environ, **folders})
-        after, now = busy(), os.times()
-    own = sum(now[:4]) - sum(mine[:4])
-    others = max(0.0, after[0] - before[0] - own) / (after[1] - before[1])
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {k: round(v, 3) if isinstance(v, float) else v for k, v in found.items()} | {"others": round(others, 3)}
+        return sides.run(command, HF_HOME=cache, HF_DATASETS_CACHE=cache, TMPDIR=cache)
 
 
-def pairs(text: Path, tokenizer: Path, workers: int | None, batch: int, count: int) -> list[dict[str, Any]]:
-    """So many undisturbed pairs: plain, then ours."""
-    made: list[dict[str, Any]] = []
-    for _ in range(4 * count):
-        pair = run("plain", text, tokenizer, workers, batch), run("ours", text, tokenizer)
-        if pair[0]["digest"] != pair[1]["digest"]:
-            sys.exit("the tokens differ.")
-        print(*(f"{one['seconds']:.2f} s (others {one['others']:.0%})" for one in pair), file=sys.stderr)
-        if max(one["others"] for one in pair) <= MOST_BY_OTHERS:
-            made.append({"num_proc": workers, "batch_size": batch, "plain": pair[0], "ours": pair[1]})
-        if len(made) == count:
-            break
-    return made
+def check(found: sides.Round) -> None:
+    if found["plain"]["digest"] != found["ours"]["digest"]:
+        sys.exit("the tokens differ.")
 
 
-def medians(made: list[dict[str, Any]]) -> dict[str, Any]:
-    def of(side: str, what: str) -> float:
-        return round(statistics.median(pair[side][what] for pair in made), 3)
-
-    found = {what: {side: of(side, what) for side in ("plain", "ours")} for what in ("seconds", "peak_bytes")}
-    ratios = [pair["plain"]["seconds"] / pair["ours"]["seconds"] for pair in made]
-    return {"pairs": len(made), **found, "ratio": round(statistics.median(ratios), 2)}
+def pairs(text: Path, tokenizer: Path, workers: int | None, batch: int, count: int) -> dict[str, Any]:
+    """So many undisturbed rounds."""
+    ways = {
+        "plain": lambda: run("plain", text, tokenizer, workers, batch),
+        "ours": lambda: run("ours", text, tokenizer),
+    }
+    made = sides.rounds(ways, count, check)
+    settings = {"num_proc": workers, "batch_size": batch}
+    return {
+        "plain_settings": settings,
+        "medians": sides.medians(made, ["seconds", "peak_bytes"], "ours"),
+        "rounds": made,
+    }
 
 
 def settings(text: Path, tokenizer: Path) -> list[dict[str, Any]]:
-    """Plain at each setting, once; again where it was disturbed."""
+    """Plain at each setting, once."""
     found = []
     for workers, batch in ((None, 250), (None, 1000), (None, 4000), (1, 1000), (2, 250), (2, 1000)):
-        for _ in range(3):
-            one = run("plain", text, tokenizer, workers, batch)
-            if one["others"] <= MOST_BY_OTHERS:
-                break
-        found.append({"num_proc": workers, "batch_size": batch} | {k: round(one[k], 3) for k in ("seconds", "others")})
+        one = run("plain", text, tokenizer, workers, batch)
+        found.append({"num_proc": workers, "batch_size": batch} | {k: one[k] for k in ("seconds", "others")})
         print(found[-1], file=sys.stderr)
     return found
-
-
-def machine() -> dict[str, Any]:
-    from importlib import metadata
-
-    names = ("datasets", "tokenizers", "transformers", "fastokens", "pyarrow", "numpy")
-    cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("model name\t: ")[1].split("\n")[0]
-    packages = {name: metadata.version(name) for name in names}
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), **packages}
 
 
 def main() -> None:
@@ -228,8 +197,9 @@ def main() -> None:
     parser.add_argument("--settings", action="store_true", help="find plain's best setting")
     parser.add_argument("--memory", type=int, nargs="+", metavar="MB", help="ours at these sizes")
     parser.add_argument("--scratch", type=Path, help="folder for the text and caches; five times the text")
+    parser.add_argument("--megabytes", type=int, default=20, help="of text, for pairs")
     parser.add_argument("--pairs", type=int, default=5, help="undisturbed pairs to run")
-    parser.add_argument("--output", type=Path, help="JSON to add the results to, pairs to those that are there")
+    parser.add_argument("--output", type=Path, help="JSON to put the results into")
     parser.add_argument("--text", help=argparse.SUPPRESS)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -239,7 +209,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         text = Path(scratch) / "text.jsonl"
-        write_text(arguments.shared / "data", text, 20)
+        write_text(arguments.shared / "data", text, arguments.megabytes)
         if arguments.settings:
             found["plain_settings"] = settings(text, tokenizer)
         elif arguments.memory:
@@ -250,19 +220,17 @@ def main() -> None:
                 kept = ("seconds", "tokens", "anonymous_before", "peak_bytes", "others")
                 found["memory"][f"{size} MB"] = {name: one[name] for name in kept}
         else:
-            found["pairs"] = pairs(text, tokenizer, arguments.workers, arguments.batch, arguments.pairs)
+            made = pairs(text, tokenizer, arguments.workers, arguments.batch, arguments.pairs)
+            found["pairs"] = {f"{arguments.megabytes} MB": made}
     print(json.dumps(found))
     if arguments.output:
         before = json.loads(arguments.output.read_text(encoding="utf-8")) if arguments.output.exists() else {}
         about = {"what": __doc__.split("\n\n")[1], "sources": [name for name, _ in SOURCES] + ["Python's library"]}
         before |= about | {"command": f"python benchmarks/data.py --shared SHARED --tokenizer {arguments.tokenizer}"}
-        before["machine"] = machine()
+        before["machine"] = sides.machine(*PACKAGES)
         entry = before.setdefault("tokenizers", {}).setdefault(arguments.tokenizer, {})
         for name, value in found.items():
-            had = entry.get(name, type(value)())
-            entry[name] = had | value if isinstance(value, dict) else had + value
-        if entry.get("pairs"):
-            entry["medians"] = medians(entry["pairs"])
+            entry[name] = entry.get(name, {}) | value if isinstance(value, dict) else value
         arguments.output.write_text(json.dumps(before, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -224,6 +224,21 @@ def install(python: Path, extras: list[str], constraint: Path, log: Path) -> Non
         raise Failed(why(said, log.parent) + f" pip's own words: {log}")
 
 
+def write_bytecode(python: Path) -> None:
+    """Where Python is told to write none by itself: each start would compile thousands of files anew, for 7 seconds."""
+    say(f"writing bytecode, since PYTHONDONTWRITEBYTECODE is set ({took()})")
+    where = subprocess.run(
+        [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        check=True,
+    ).stdout.strip()
+    # some packages ship files that no Python can read; that is nothing to stop for
+    subprocess.run(
+        [str(python), "-m", "compileall", "-q", "-q", "-j", "0", where], stdout=subprocess.DEVNULL, check=False
+    )
+
+
 def why(lines: list[str], folder: Path) -> str:
     """The output of pip, or of ensurepip, as one sentence: what failed and what to do."""
     text = "\n".join(lines)
@@ -300,6 +315,8 @@ def set_up(folder: Path, extras: set[str]) -> None:
         constraint = Path(temporary) / "constraints.txt"
         constraint.write_text(constraints(keep), encoding="utf-8")
         install(python, names, constraint, folder / LOG)
+    if os.environ.get("PYTHONDONTWRITEBYTECODE"):
+        write_bytecode(python)
     stamp = {"fingerprint": now, "extras": names, "own_torch": None if keep else torch_in(python)}
     aside = folder / f"{STAMP}.new"
     aside.write_text(json.dumps(stamp, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import SETTINGS, curve, launch, pretrain, run, same_weights, weights, words
+from runs import SETTINGS, curve, launch, make_text, pretrain, run, same_weights, weights, words
 
 from unmask.__main__ import main
 from unmask.folders import resume_command
@@ -98,6 +99,28 @@ def test_stop_and_resume_is_uninterrupted_bit_for_bit(model, text, tmp_path, set
     )
     assert same_weights(final, tmp_path / "run" / "checkpoint-final")
     assert [line["step"] for line in resumed if "loss" in line] == list(range(1, 9))
+
+
+def test_a_resumed_stream_tokenises_nothing_that_was_read_before(model, tmp_path, monkeypatch):
+    from unmask.encode import Encoder
+
+    counted, flat = [0], Encoder.flat
+
+    def counting(self, texts):
+        counted[0] += len(texts)
+        return flat(self, texts)
+
+    monkeypatch.setattr(Encoder, "flat", counting)
+    data = f"{make_text(tmp_path / 'long.jsonl', documents=900)}[train:800,test:5]"
+    usual = {"max_steps": 60, "save_steps": 50, "streaming": True, "shuffle": False}
+    whole = pretrain(model, data, tmp_path / "run", **usual)
+    read, counted[0] = counted[0], 0
+    for left in ("checkpoint-final", "checkpoint-60"):
+        shutil.rmtree(tmp_path / "run" / left, ignore_errors=True)
+    assert (tmp_path / "run" / "checkpoint-50" / "stream.json").is_file()
+    resumed = pretrain(model, data, tmp_path / "run", resume_from_checkpoint="auto", **usual)
+    assert curve(resumed, "step", "loss", "grad_norm", "epoch") == curve(whole, "step", "loss", "grad_norm", "epoch")
+    assert counted[0] < read / 2
 
 
 def test_a_stream_trains_as_the_data_set_does_in_file_order(model, data, tmp_path):

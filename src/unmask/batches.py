@@ -188,15 +188,20 @@ class Stream(IterableDataset[Any]):
         self.rows, self.split, self.collate = rows, split, collate
         self._start: dict[str, Any] = {"step": 0, "epoch": 0, "place": 0, "rows": None}
         self._states: dict[int, dict[str, Any]] = {}
+        self._passed = 0
         self._remembers = hasattr(rows, "state_dict") and remembers(rows)
 
     def state(self, step: int) -> dict[str, Any] | None:
         """Where the stream stands after so many optimiser steps, for JSON; None where that is not known."""
         return self._states.get(step)
 
-    def go_on(self, state: dict[str, Any]) -> None:
-        """Begin at a state: the first micro-batch is that of the step after it."""
-        self._start = state
+    def go_on(self, state: dict[str, Any], passed: bool = False) -> None:
+        """Begin at a state: the first micro-batch is that of the step after it.
+
+        Args:
+            passed: an empty one comes for each micro-batch before it, for a loader that passes over so many.
+        """
+        self._start, self._passed = state, state["step"] * self.split.micro if passed else 0
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = torch.utils.data.get_worker_info()
@@ -205,7 +210,9 @@ class Stream(IterableDataset[Any]):
             # A stream of `datasets` 5.2 splits itself among torch's workers unasked (IterableDataset.__iter__), which
             # changes the order with their number; hidden from it, each worker reads all of it.
             torch.utils.data._utils.worker._worker_info = None
-        for i, batch in enumerate(self._micro_batches()):
+        for i in range(number, self._passed, of):
+            yield {"passed": torch.tensor(i)}
+        for i, batch in enumerate(self._micro_batches(), self._passed):
             if i % of == number:
                 yield self.collate(batch)
 

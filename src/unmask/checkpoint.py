@@ -21,7 +21,7 @@ from unmask.config import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-STATE, OPTIMIZER = "trainer_state.json", "optimizer.pt"
+STATE, OPTIMIZER, STREAM = "trainer_state.json", "optimizer.pt", "stream.json"
 FINAL = "checkpoint-final"
 
 
@@ -29,6 +29,15 @@ def numbered(run: Path) -> list[Path]:
     """checkpoint-N folders of a run, the newest (largest N) first."""
     found = [p for p in run.glob("checkpoint-*") if p.is_dir() and re.fullmatch(r"checkpoint-\d+", p.name)]
     return sorted(found, key=lambda p: -step_of(p))
+
+
+def stream_state(checkpoint: str | None) -> dict[str, Any] | None:
+    """Where a stream of rows stood when a checkpoint was saved; None where that is not known."""
+    path = Path(checkpoint or "") / STREAM
+    found: dict[str, Any] | None = (
+        json.loads(path.read_text(encoding="utf-8")) if checkpoint and path.is_file() else None
+    )
+    return found
 
 
 def step_of(checkpoint: Path) -> int:

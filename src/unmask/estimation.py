@@ -124,7 +124,7 @@ def plan(kind: str, parsed: Parsed) -> Plan:
         made: torch.optim.Optimizer = kind(groups, **settings)
         return made
 
-    length = min(asked.row_length or data.max_length, data.max_length)
+    length = data.max_length if asked.row_length is None else min(asked.row_length, data.max_length)
     rows, places = args.per_device_train_batch_size, length
     if length < 1:
         raise UserError(f"--row_length is {length}; it must be at least 1.")

@@ -100,6 +100,8 @@ class Trainer(transformers.Trainer):
         )
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
+        self.stream: Stream | None = None
+        self.resumed_from: str | None = None
         self.objective, self.token_bytes = objective, token_bytes
         self.eval_draws = 1 if objective.bound == "exact" else eval_draws  # without noise all draws are the same
         self.shuffle, self.by_length, self.tail, self.packing = shuffle, by_length, tail, packing
@@ -168,7 +170,10 @@ class Trainer(transformers.Trainer):
         }
         rows = self.train_dataset
         if not hasattr(rows, "__len__"):
-            return Loader(Stream(rows, split, self.collate), batch_size=None, **how)
+            self.stream = Stream(rows, split, self.collate)
+            if (state := checkpoint.stream_state(self.resumed_from)) is not None:
+                self.stream.go_on(state, passed=True)
+            return Loader(self.stream, batch_size=None, **how)
         known = lengths(rows) if self.by_length or self.tail.kind == "step" else None
         places = Places(len(rows), split, seed=args.seed, shuffle=self.shuffle, lengths=known, by_length=self.by_length)
         return Loader(Seated(rows), batch_sampler=places, collate_fn=self.collate, **how)
@@ -211,6 +216,10 @@ class Trainer(transformers.Trainer):
             if isinstance(callback, Waiting):
                 callback.seconds += time.monotonic() - began
         return found
+
+    def train(self, resume_from_checkpoint: Any = None, **more: Any) -> Any:
+        self.resumed_from = resume_from_checkpoint or None
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **more)
 
     # -- loss
 
@@ -280,6 +289,9 @@ class Trainer(transformers.Trainer):
         try:
             with checkpoint.all_or_nothing(folder) if self.args.should_save else nullcontext():
                 super()._save_checkpoint(model, trial)
+                state = self.stream.state(self.state.global_step) if self.stream else None
+                if self.args.should_save and state is not None:
+                    report.write_json(folder / checkpoint.STREAM, state)
         finally:
             self.args.save_total_limit = limit
         if limit and self.args.should_save:
