@@ -57,13 +57,13 @@ def commands(part: str, arguments: Any, scratch: Path) -> list[list[str]]:
 
 
 def alpaca(shared: Path, folder: Path) -> None:
-    """Rows of Alpaca as `unmask prepare sft` writes them, with LLaDA's template, of at most 1,024 tokens."""
+    """Rows of Alpaca as `unmask prepare sft` writes them, of at most 1,024 tokens."""
     model = folder.parent / "model"
     unmask = [sys.executable, "-m", "unmask"]
     tokenizer = shared / "data" / "sdar_qwen3_tokenizer"
     subprocess.run([*unmask, "init", "llada-100M", "--tokenizer", tokenizer, "--output_dir", model], check=True)
     data = f"{shared / 'data' / 'alpaca' / 'alpaca_data_train.json'}[train:2000,test:10]"
-    asked = ["--model_name_or_path", model, "--dataset_args", data, "--output_dir", folder, "--chat_template", "llada"]
+    asked = ["--model_name_or_path", model, "--dataset_args", data, "--output_dir", folder]
     subprocess.run([*unmask, "prepare", "sft", *asked], check=True)
 
 

@@ -63,8 +63,14 @@ def rows_of(arguments: Any, config: Any) -> Any:
     if arguments.shape == "sft":
         rows = datasets.load_from_disk(arguments.rows)
         rows = rows["train"] if isinstance(rows, datasets.DatasetDict) else rows
-        # the longest rows do not fit into 2,048 with others: those are as real as the rest, and taken as they come
-        return rows.shuffle(seed=0).select(range(count))
+        some = rows.shuffle(seed=0).select(range(count))[:]
+        # lengths are what counts, and another tokenizer than LLaDA's may have made the ids
+        ids = [[i % (config.vocab_size - 500) for i in one] for one in some["input_ids"]]
+        labels = [
+            [i if label != -100 else -100 for i, label in zip(one, other, strict=True)]
+            for one, other in zip(ids, some["labels"], strict=True)
+        ]
+        return datasets.Dataset.from_dict({"input_ids": ids, "labels": labels})
     random = np.random.default_rng(0)
     ids = random.integers(0, config.vocab_size - 500, (count, arguments.length), dtype=np.int32)
     return datasets.Dataset.from_dict({"input_ids": list(ids)})
@@ -150,6 +156,9 @@ def plain(model: Any, arguments: Any, folder: str) -> tuple[list[float], list[fl
     from torch.nn.functional import cross_entropy
 
     way = arguments.child
+    if arguments.plain_batch:
+        arguments.accumulation *= arguments.batch // arguments.plain_batch
+        arguments.batch = arguments.plain_batch
     trainer, _ = trainer_of(model, arguments, folder, "step" if way == "tail" else "none", False)
     counted, batches = count(trainer, arguments), list(trainer.get_train_dataloader())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1, fused=True)
@@ -256,9 +265,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="timed in each run; 4")
     parser.add_argument("--warm", type=int, default=2, help="steps before them")
-    parser.add_argument("--batch", type=int, help="rows of a micro-batch; 2, for sft 16")
-    parser.add_argument("--accumulation", type=int, help="micro-batches of a step; 1, for sft 2")
+    parser.add_argument("--batch", type=int, help="rows of a micro-batch; 2, for sft 24: some 2,048 tokens, packed")
+    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step")
     parser.add_argument("--length", type=int, default=1024, help="tokens of a row of pretraining")
+    parser.add_argument("--plain_batch", type=int, help="rows of a micro-batch of the plain way: fewer are padded less")
     parser.add_argument("--rows", help="sft: a folder that `unmask prepare sft` wrote")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--preset", default=PRESET)
@@ -267,7 +277,7 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     sft = arguments.shape == "sft"
-    usual = {"steps": 4, "batch": 16, "accumulation": 2} if sft else {"steps": 4, "batch": 2, "accumulation": 1}
+    usual = {"steps": 4, "batch": 24} if sft else {"steps": 4, "batch": 2}
     for name, value in usual.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)

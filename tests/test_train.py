@@ -112,15 +112,15 @@ def test_a_resumed_stream_tokenises_nothing_that_was_read_before(model, tmp_path
 
     monkeypatch.setattr(Encoder, "flat", counting)
     data = f"{make_text(tmp_path / 'long.jsonl', documents=900)}[train:800,test:5]"
-    usual = {"max_steps": 60, "save_steps": 50, "streaming": True, "shuffle": False}
+    usual = {"max_steps": 300, "save_steps": 280, "streaming": True, "shuffle": False}
     whole = pretrain(model, data, tmp_path / "run", **usual)
     read, counted[0] = counted[0], 0
-    for left in ("checkpoint-final", "checkpoint-60"):
+    for left in ("checkpoint-final", "checkpoint-300"):
         shutil.rmtree(tmp_path / "run" / left, ignore_errors=True)
-    assert (tmp_path / "run" / "checkpoint-50" / "stream.json").is_file()
+    assert (tmp_path / "run" / "checkpoint-280" / "stream.json").is_file()
     resumed = pretrain(model, data, tmp_path / "run", resume_from_checkpoint="auto", **usual)
     assert curve(resumed, "step", "loss", "grad_norm", "epoch") == curve(whole, "step", "loss", "grad_norm", "epoch")
-    assert counted[0] < read / 2
+    assert counted[0] <= read - 128  # it reads 64 at once, and 64 before it begins
 
 
 def test_a_stream_trains_as_the_data_set_does_in_file_order(model, data, tmp_path):

@@ -32,13 +32,26 @@ def keep_memory() -> None:
     the tutorial's model took 1.3 times as long in forward passes (docs/log.md, 2026-11-24). Whoever chose settings of
     malloc, or another allocator, keeps them.
     """
+    libc = _libc()
+    if libc is not None:
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def give_back() -> None:
+    """Let the system have what is free now: what making or loading a model left, in pieces that fit nothing later."""
+    libc = _libc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+def _libc() -> ctypes.CDLL | None:
+    """The C library, where its allocator is glibc's and nobody chose settings of it."""
     chosen = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
     if chosen or "LD_PRELOAD" in os.environ or os.uname().sysname != "Linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None  # musl has neither
 
 
 def before(trainer: Trainer, steps: int) -> list[str]:

@@ -41,11 +41,14 @@ def weighted(hidden: Tensor, head: Head, targets: Tensor, weight: Tensor) -> tup
     The gradients are made at once and scaled in the backward pass, which can therefore run once only.
     """
     module, plain = _module(head), linear(head)
-    if module is None or not torch.is_grad_enabled():
-        nats = cross_entropy(hidden, head, targets)
-        return (nats * weight).sum(), nats.detach()
     if plain is not None:
         more = [plain.weight] if plain.bias is None else [plain.weight, plain.bias]
+        if not torch.is_grad_enabled():
+            nats, _ = _by_hand(head, targets, weight.float(), hidden, (False,) * (1 + len(more)), tuple(more))
+            return (nats * weight).sum(), nats
+    elif module is None or not torch.is_grad_enabled():
+        nats = cross_entropy(hidden, head, targets)
+        return (nats * weight).sum(), nats.detach()
     else:
         more = [p for p in module.parameters() if p.requires_grad]
     total, nats = _Weighted.apply(head, plain is not None, targets, weight.float(), hidden, *more)

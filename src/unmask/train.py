@@ -347,6 +347,7 @@ def go(run: Run) -> int:
             f"{run.manifest['identity']['rows_per_step']} rows, on {trainer.args.device.type}."
         )
     trainer.accelerator.wait_for_everyone()
+    advice.give_back()
     trackers.start(trainer.args.report_to, trainer.args.run_name, run.resume is not None)
     try:
         if run.resume is not None and checkpoint.step_of(run.resume) >= steps:
