@@ -1,7 +1,8 @@
 """A step of training, plain and ours: `python benchmarks/training.py pretrain --precision bfloat16`.
 
 In:  nothing for `pretrain`: the tutorial's 124M architecture with random weights, 2 rows of 1,024 random tokens a step;
-     for `sft` conversations with real lengths: rows that `unmask prepare sft` wrote (--rows FOLDER).
+     for `sft` conversations with real lengths: rows that `unmask prepare sft` wrote (--rows FOLDER);
+     nothing for `lora`: an 8B-shaped model with random weights in bfloat16 and an adapter, for a GPU.
 Out: seconds of a step, tokens a second, peak memory, the share of this machine's measured rate of products; of runs in
      processes of their own, in turn, medians: results/training.json.
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,13 +31,8 @@ from typing import Any
 import sides
 
 RESULTS = Path(__file__).parent / "results"
-PRESET = "llada-100M"
-WAYS = {"pretrain": ("plain", "transposed", "ours"), "sft": ("plain", "tail", "ours")}
-BARS = {
-    ("pretrain", "float32"): {"seconds": 2.0, "peak_bytes": 0.55},
-    ("pretrain", "bfloat16"): {"seconds": 1.6, "peak_bytes": 0.55, "share": 0.55},
-    ("sft", "bfloat16"): {"seconds": 2.5},
-}
+PRESETS = {"pretrain": "llada-100M", "sft": "llada-100M", "lora": "llada-8B"}
+WAYS = {"pretrain": ("plain", "transposed", "ours"), "sft": ("plain", "tail", "ours"), "lora": ("plain", "ours")}
 EQUAL = {"float32": 1e-4, "bfloat16": 2e-2}  # of a loss, relatively
 SIDE = 2048  # of the matrices whose product is the machine's peak
 
@@ -44,15 +41,18 @@ SIDE = 2048  # of the matrices whose product is the machine's peak
 # One run, in a process of its own
 
 
-def network(preset: str, device: str) -> Any:
+def network(preset: str, device: str, lora: bool = False) -> Any:
     import torch
     import transformers
 
-    from unmask import init
+    from unmask import adapters, init
 
     torch.manual_seed(0)
     config = init.make_config(init.read_source(preset)[0])
-    return transformers.AutoModelForCausalLM.from_config(config).to(device).train()
+    with torch.device(device):
+        made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if lora else torch.float32)
+    made.get_input_embeddings().padding_idx = None
+    return (adapters.attach(made, adapters.LoraArguments()) if lora else made).train()
 
 
 def rows_of(arguments: Any, config: Any) -> Any:
@@ -161,7 +161,8 @@ def plain(model: Any, arguments: Any, folder: str) -> tuple[list[float], list[fl
         arguments.batch = arguments.plain_batch
     trainer, _ = trainer_of(model, arguments, folder, "step" if way == "tail" else "none", False)
     counted, batches = count(trainer, arguments), list(trainer.get_train_dataloader())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1, fused=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1, fused=True)
     narrow = torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bfloat16")
     ends, losses = [], []
     for step in range(arguments.warm + arguments.steps):
@@ -183,7 +184,7 @@ def plain(model: Any, arguments: Any, folder: str) -> tuple[list[float], list[fl
             loss.backward()
             total += float(loss.detach())
             del loss
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         wait(arguments.device)
@@ -218,7 +219,7 @@ def child(arguments: Any) -> None:
     torch.set_num_threads(arguments.threads)
     advice.keep_memory()
     rate = peak_rate(arguments.precision, arguments.device)
-    model = network(arguments.preset, arguments.device)
+    model = network(arguments.preset, arguments.device, arguments.shape == "lora")
     with tempfile.TemporaryDirectory() as folder:
         way = ours if arguments.child == "ours" else plain
         ends, losses, counted = way(model, arguments, folder)
@@ -239,21 +240,35 @@ def child(arguments: Any) -> None:
 # Runs side by side
 
 
-def counted(arguments: Any, masked: int) -> float:
+def largest(own: list[str], way: str, batch: int) -> int:
+    """The largest batch that fits, from this one on by doubling; an end of memory is an end of the child alone."""
+    while True:
+        more = ["--batch", str(2 * batch), "--steps", "1", "--warm", "1", "--child", way]
+        if subprocess.run([*own, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
+            return batch
+        batch *= 2
+
+
+def counted(arguments: Any, batch: int, masked: int) -> float:
     """Operations that a step of pretraining needs."""
     import torch
     import transformers
     from transformers.initialization import no_init_weights
 
-    from unmask import estimate, init
+    from unmask import adapters, estimate, init
 
     config = init.make_config(init.read_source(arguments.preset)[0])
 
+    lora = arguments.shape == "lora"
+
     def make() -> Any:
         with no_init_weights():
-            return transformers.AutoModelForCausalLM.from_config(config)
+            made = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=torch.bfloat16 if lora else torch.float32
+            )
+        return adapters.attach(made, adapters.LoraArguments()) if lora else made
 
-    shape = estimate.Shape(arguments.batch, arguments.length, masked, bfloat16=arguments.precision == "bfloat16")
+    shape = estimate.Shape(batch, arguments.length, masked, bfloat16=arguments.precision == "bfloat16")
     return estimate.step(make, shape, lambda groups: torch.optim.SGD(groups, lr=0.1)).operations
 
 
@@ -271,13 +286,15 @@ def main() -> None:
     parser.add_argument("--plain_batch", type=int, help="rows of a micro-batch of the plain way: fewer are padded less")
     parser.add_argument("--rows", help="sft: a folder that `unmask prepare sft` wrote")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--preset", default=PRESET)
+    parser.add_argument("--preset", help="another architecture of `unmask init`, for a trial")
+    parser.add_argument("--largest", action="store_true", help="for each way the largest batch that fits, by doubling")
     parser.add_argument("--ways", nargs="+", help="only these")
     parser.add_argument("--output", type=Path, help="JSON to put the results into; a trial's are printed alone")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     sft = arguments.shape == "sft"
     usual = {"steps": 4, "batch": 24} if sft else {"steps": 4, "batch": 2}
+    usual["preset"] = PRESETS[arguments.shape]
     for name, value in usual.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
@@ -287,9 +304,12 @@ def main() -> None:
         return child(arguments)
     own = [sys.executable, __file__, *sys.argv[1:]]
     names = arguments.ways or WAYS[arguments.shape]
-    ways = {name: lambda name=name: sides.run([*own, "--child", name]) for name in names}
+    batches = {name: largest(own, name, arguments.batch) if arguments.largest else arguments.batch for name in names}
+    ways = {name: lambda name=name: sides.run([*own, "--batch", str(batches[name]), "--child", name]) for name in names}
 
     def check(found: sides.Round) -> None:
+        if len(set(batches.values())) > 1:  # other rows in a step
+            return
         same = [found[name]["losses"] for name in names if name != "tail"]
         for losses in same[1:]:
             for one, other in zip(same[0], losses, strict=True):
@@ -299,14 +319,15 @@ def main() -> None:
     made = sides.rounds(ways, arguments.rounds, check)
     if not sft:  # what a step needs, whoever makes it: half of the head's work is at places that nobody asks for
         for one in made:
-            operations = counted(arguments, round(one["ours"]["masked"]))
-            for run in one.values():
+            for name, run in one.items():
+                operations = counted(arguments, batches[name], round(run["masked"]))
                 run["share"] = round(operations / run["seconds"] / run["rate"], 4)
     what = ["seconds", "tokens_per_second", "learnt_per_second", "peak_bytes"]
     what += ["share", "rate", "masked"] if not sft else ["padded", "tokens", "learnt"]
     result: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/training.py", *sys.argv[1:]]),
         "machine": sides.machine("torch", "transformers", "accelerate", "unmask"),
+        "batch": batches,
         "medians": sides.medians(made, what, "ours"),
         "rounds": made,
     }

@@ -29,7 +29,7 @@ def keep_memory() -> None:
     """Let the allocator of a Linux program keep what a step gave back, for the next step.
 
     By default glibc asks the system anew for each piece above 32 MB, and the system clears it page by page: a step of
-    the tutorial's model took 1.3 times as long in forward passes (docs/log.md, 2026-11-24). Whoever chose settings of
+    the tutorial's model took 1.3 times as long in forward passes (docs/log.md, 2026-11-30). Whoever chose settings of
     malloc, or another allocator, keeps them.
     """
     libc = _libc()

@@ -3,7 +3,7 @@
 In:  a kind of number.  Out: operations a second.
 
 A processor that knows bfloat16 need not be faster with it: a Zen 4 makes twice as many products a second as in float32,
-a Sapphire Rapids whose AMX is hidden from a virtual machine half as many (docs/log.md, 2026-11-24).
+a Sapphire Rapids whose AMX is hidden from a virtual machine half as many (docs/log.md, 2026-11-30).
 """
 
 from __future__ import annotations
