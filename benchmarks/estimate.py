@@ -46,9 +46,9 @@ RUNS: dict[str, tuple[str, str, str, str]] = {
         *("sft", "llada-25M", "64000"),
         "--per_device_train_batch_size 4 --max_length 512 --lora true --eos_tail none",
     ),
-    "pretrain 70M, 4 × 512, float32, Adafactor": (
-        *("pretrain", "llada-6M", LLADA),
-        "--per_device_train_batch_size 4 --max_length 512 --bf16 false --optim adafactor",
+    "sft 90M, whole, 4 × 512 packed, float32": (
+        *("sft", "llada-25M", "64000"),
+        "--per_device_train_batch_size 4 --max_length 512 --bf16 false --packing true",
     ),
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def give_back() -> None:
 def _libc() -> ctypes.CDLL | None:
     """The C library, where its allocator is glibc's and nobody chose settings of it."""
     chosen = any(name == "GLIBC_TUNABLES" or name.startswith("MALLOC_") for name in os.environ)
-    if chosen or "LD_PRELOAD" in os.environ or os.uname().sysname != "Linux":
+    if chosen or "LD_PRELOAD" in os.environ or sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)
     return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None  # musl has neither
