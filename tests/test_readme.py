@@ -260,7 +260,7 @@ def test_an_option_that_is_named_in_the_text_exists(page: Path) -> None:
     from unmask.train import trainer_fields
 
     known = {"help", "help_all", "config", "configs", "config_file", "version", *trainer_fields()}
-    kinds = {"prepare": ["pretrain", "sft"], "bench": ["decode"]}
+    kinds = {"prepare": ["pretrain", "sft"], "estimate": ["pretrain", "sft"], "bench": ["decode"]}
     for command in COMMANDS:
         for words in [[command, kind] for kind in kinds[command]] if command in kinds else [[command]]:
             for group in settings_of(words).groups:
