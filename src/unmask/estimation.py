@@ -29,7 +29,7 @@ REACHED = {"cpu": 0.6, "other": 0.4}
 # Bytes that are no tensor's: a program with its libraries; on a GPU CUDA's context and workspaces.
 BESIDE = {"cpu": 0.52 * GIB, "other": 0.6 * GIB}
 # Of the tensors' bytes, what lies unused between them.
-UNUSED = {"cpu": 0.1, "other": 0.05}
+UNUSED = {"cpu": 0.15, "other": 0.05}
 Sharding = Literal["ddp", "zero1", "zero2", "zero3", "fsdp"]
 SHARED: dict[str, tuple[str, ...]] = {
     "ddp": (),
