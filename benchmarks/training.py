@@ -84,9 +84,10 @@ class Stub:
 
 
 def trainer_of(model: Any, arguments: Any, folder: str, tail: str, packing: bool) -> Any:
+    import torch
     import transformers
 
-    from unmask import objectives
+    from unmask import measure, objectives
     from unmask.trainer import Trainer
 
     class Clock(transformers.TrainerCallback):
@@ -94,7 +95,7 @@ def trainer_of(model: Any, arguments: Any, folder: str, tail: str, packing: bool
             self.ends: list[float] = []
 
         def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-            wait(arguments.device)
+            measure.wait(torch.device(arguments.device))
             self.ends.append(time.perf_counter())
 
     settings = transformers.TrainingArguments(
@@ -123,13 +124,6 @@ def trainer_of(model: Any, arguments: Any, folder: str, tail: str, packing: bool
     return made, clock
 
 
-def wait(device: str) -> None:
-    import torch
-
-    if device != "cpu":
-        torch.accelerator.synchronize()
-
-
 def ours(model: Any, arguments: Any, folder: str) -> tuple[list[float], list[float], dict[str, int]]:
     """(when each step ended, its loss, what is learnt)"""
     trainer, clock = trainer_of(model, arguments, folder, "none", arguments.shape == "sft")
@@ -154,6 +148,8 @@ def plain(model: Any, arguments: Any, folder: str) -> tuple[list[float], list[fl
     """The same of a loop written out."""
     import torch
     from torch.nn.functional import cross_entropy
+
+    from unmask import measure
 
     way = arguments.child
     if arguments.plain_batch:
@@ -187,7 +183,7 @@ def plain(model: Any, arguments: Any, folder: str) -> tuple[list[float], list[fl
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        wait(arguments.device)
+        measure.wait(torch.device(arguments.device))
         ends.append(time.perf_counter())
         losses.append(total)
     return ends, losses, counted
@@ -197,13 +193,15 @@ def peak_rate(precision: str, device: str) -> float:
     """Operations a second of large products, the best of some: what a step could reach."""
     import torch
 
+    from unmask import measure
+
     a, b = (torch.ones(SIDE, SIDE, dtype=getattr(torch, precision), device=device) for _ in range(2))
     seconds = []
     for _ in range(8):
-        wait(device)
+        measure.wait(torch.device(device))
         began = time.perf_counter()
         torch.mm(a, b)
-        wait(device)
+        measure.wait(torch.device(device))
         seconds.append(time.perf_counter() - began)
     return 2 * SIDE**3 / statistics.median(sorted(seconds)[:4])
 
@@ -213,7 +211,7 @@ def child(arguments: Any) -> None:
     import torch
     import transformers
 
-    from unmask import advice
+    from unmask import advice, measure
 
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)
@@ -229,7 +227,7 @@ def child(arguments: Any) -> None:
     found |= {name: value / arguments.steps for name, value in counted.items()}
     found["tokens_per_second"] = found["tokens"] / seconds
     found["learnt_per_second"] = found["learnt"] / seconds
-    found["peak_bytes"] = sides.peak_resident()
+    found["peak_bytes"] = measure.resident("VmHWM")
     if arguments.device != "cpu":
         found["peak_bytes"] = torch.cuda.max_memory_allocated()
     found["rate"] = round(rate)
