@@ -7,7 +7,7 @@ import torch
 from tiny import MASK, tiny
 from torch.utils.flop_counter import FlopCounterMode
 
-from unmask import cross_entropy, estimate, models
+from unmask import attention, cross_entropy, estimate, last_layer, models
 from unmask.config import UserError
 from unmask.estimate import Live, Shape, step
 
@@ -53,6 +53,7 @@ def test_bytes_and_operations_are_those_of_a_real_step(bfloat16, tied, checkpoin
                 parameter.fill_(0.01)
         if checkpointing:
             model.gradient_checkpointing_enable()
+        attention.for_training(model)
         weights, optimiser = live.now, ADAM(model.parameters())
         live.peak = live.now
         for _ in range(2):
@@ -78,18 +79,26 @@ def test_what_stays_is_counted_by_hand():
     assert plain.peak < found.peak
 
 
-def test_operations_are_those_of_the_books():
+def test_operations_are_those_of_the_books(monkeypatch):
     """Six for each number of a matrix and each place; attention twelve times places² times width; see Kaplan et al."""
     rows, places, asked, width, layers = 2, 32, 24, 32, 2
     found = step(make, Shape(rows, places, asked), ADAM)
     body = layers * (2 * width * width + 2 * width * width // 2 + 3 * width * 48)
     attention = 12 * places**2 * width * rows * layers
-    assert found.operations == 6 * body * rows * places + attention + 6 * asked * width * VOCABULARY
+    head = 6 * asked * width * VOCABULARY
+    at_places = width * width + 3 * width * 48  # what the last layer's places need that are not asked for
+    spared = (rows * places - asked) * (6 * at_places + 12 * places * width)
+    assert found.operations == 6 * body * rows * places + attention + head - spared
+    monkeypatch.setattr(last_layer, "MOST", 0.0)
+    whole = step(make, Shape(rows, places, asked), ADAM)
+    assert whole.operations == 6 * body * rows * places + attention + head
 
 
 def test_less_is_kept_where_less_has_to_be():
     usual = step(make, Shape(4, 64, 128), ADAM)
-    assert step(make, Shape(4, 64, 128, checkpointing=True), ADAM).passing < usual.passing
+    deep = functools.partial(make, num_hidden_layers=6)
+    kept = step(deep, Shape(4, 64, 128), ADAM).passing
+    assert step(deep, Shape(4, 64, 128, checkpointing=True), ADAM).passing < kept
     assert step(make, Shape(8, 64, 256), ADAM).passing > usual.passing
     assert step(make, Shape(4, 64, 128, micro=2), ADAM).peak > usual.peak
     assert step(make, Shape(4, 64, 128, eval_rows=512), ADAM).peak > usual.peak

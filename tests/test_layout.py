@@ -61,7 +61,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("prepared", "instruct", "labels", "template"),
     },
     # the network, what it learns, how it is read: three that never know one another, so that each can be exchanged
-    "forward": {"config", "predict", "attention", "table"},  # the one way through a network of `transformers`
+    "last_layer": set(),
+    "forward": {
+        "config",
+        "predict",
+        "attention",
+        "table",
+        "last_layer",
+    },  # the one way through a network of `transformers`
     "table": {"kept"},
     "bfloat16_attention": {"processor"},
     "attention": {"config", "bfloat16_attention"},  # the mask that each back end understands
@@ -113,11 +120,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "callbacks": {"config", "report", "checkpoint"},
     "compiling": {"config", "attention"},
     # a step of all of these, gone through with tensors that have no numbers
-    "estimate": {"config", "predict", "forward", "cross_entropy", "bfloat16_attention", "kept", "processor"},
+    "estimate": {
+        *("config", "predict", "forward", "cross_entropy", "attention", "bfloat16_attention", "last_layer", "kept"),
+        "processor",
+    },
     "advice": {"report", "processor", "batches", "trainer"},  # `trainer` by name only
     "trainer": {
         *("config", "report", "noise", "predict", "ids", "models", "adapters", "objectives", "batches", "packing"),
-        *("tail", "checkpoint", "validate", "callbacks", "attention", "compiling", "advice"),
+        *("tail", "checkpoint", "validate", "callbacks", "attention", "compiling", "advice", "cross_entropy"),
     },
     "train": {
         *("config", "report", "noise", "corpus", "encode", "tokens", "models", "adapters", "objectives", "batches"),

@@ -27,6 +27,7 @@ CONFIGS = {
     "llama": transformers.LlamaConfig,
     "qwen3": transformers.Qwen3Config,
     "gemma2": transformers.Gemma2Config,
+    "mistral": transformers.MistralConfig,
 }
 
 

@@ -10,8 +10,9 @@ kind: a boolean one is right in sdpa and silently wrong in eager attention, whic
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -46,24 +47,61 @@ def one_by_one(
     CPU a call a conversation costs little beside what it saves; on a GPU flash kernels do the same in one.
     """
     if cu_seq_lens_q is None:
-        return _one(module, query, key, value, attention_mask, **how), None
+        return _one(module, query, key, value, attention_mask, _asked.get(module), **how), None
     parts = [
-        _one(module, query[:, :, start:stop], key[:, :, start:stop], value[:, :, start:stop], None, **how)
+        _one(module, query[:, :, start:stop], key[:, :, start:stop], value[:, :, start:stop], None, None, **how)
         for start, stop in itertools.pairwise(cu_seq_lens_q.tolist())
     ]
     return torch.cat(parts, 1), None
 
 
-def _one(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **how: Any) -> Tensor:
+def _one(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    asked: list[Tensor] | None,
+    **how: Any,
+) -> Tensor:
     """(rows, places, heads, width)"""
     causal = how.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
     usual = all(value is None or value is False or name in HEEDED for name, value in how.items())
+    if not usual or mask is not None or causal:
+        asked = None
     if usual and bfloat16_attention.serves(query, key, mask, causal, how.get("dropout", 0.0)):
         scale = how.get("scaling") or query.shape[-1] ** -0.5
-        return bfloat16_attention.attend(query, key, value, scale).transpose(1, 2).contiguous()
+        return bfloat16_attention.attend(query, key, value, scale, asked).transpose(1, 2).contiguous()
+    if asked is not None:
+        return _some(module, query, key, value, asked, **how)
     made: Tensor = sdpa_attention_forward(module, query, key, value, mask, **how)[0]
     return made
+
+
+def _some(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, asked: list[Tensor], **how: Any
+) -> Tensor:
+    """The same, of each row's places that are asked for; nought elsewhere. (rows, places, heads, width)"""
+    made = []
+    for row, places in enumerate(asked):
+        one = slice(row, row + 1)
+        some = sdpa_attention_forward(module, query[one, :, places], key[one], value[one], None, **how)[0]
+        made.append(some.new_zeros(1, query.shape[2], *some.shape[2:]).index_copy(1, places, some))
+    return torch.cat(made)
+
+
+_asked: dict[torch.nn.Module, list[Tensor]] = {}
+
+
+@contextlib.contextmanager
+def only_at(module: torch.nn.Module, rows: list[Tensor]) -> Iterator[None]:
+    """While inside, this attention answers of each row at these places only, where it goes by ONE_BY_ONE."""
+    _asked[module] = rows
+    try:
+        yield
+    finally:
+        del _asked[module]
 
 
 ALL_ATTENTION_FUNCTIONS.register(ONE_BY_ONE, one_by_one)

@@ -34,39 +34,50 @@ def serves(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool, dropou
     )
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """(rows, heads, places, width); keys and values may have fewer heads, each for several of the queries'."""
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, asked: list[Tensor] | None = None) -> Tensor:
+    """(rows, heads, places, width); keys and values may have fewer heads, each for several of the queries'.
+
+    Args:
+        asked: of each row the places whose answers are wanted; others are nought.
+    """
     with torch.autocast("cpu", enabled=False):
-        made: Tensor = _Attention.apply(*(one.to(torch.bfloat16) for one in (query, key, value)), scale)
+        made: Tensor = _Attention.apply(*(one.to(torch.bfloat16) for one in (query, key, value)), scale, asked)
     return made
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, asked: list[Tensor] | None
+    ) -> Tensor:
         rows, heads, places, _ = query.shape
-        ctx.scale, ctx.shared = scale, heads // key.shape[1]
-        made = query.new_empty(rows, places, heads, value.shape[3]).transpose(1, 2)
-        keeps = rows * heads * places**2 * query.element_size() <= KEPT
-        kept = query.new_empty(rows, heads, places, places) if keeps else None
+        ctx.scale, ctx.shared, ctx.asked = scale, heads // key.shape[1], asked
+        size = (rows, places, heads, value.shape[3])
+        made = (query.new_empty(size) if asked is None else query.new_zeros(size)).transpose(1, 2)
+        most = places if asked is None else max(map(len, asked))
+        keeps = rows * heads * most * places * query.element_size() <= KEPT
+        kept = query.new_empty(rows, heads, most, places) if keeps else None
         for row in range(rows):
+            at = slice(None) if asked is None else asked[row]
             for head in range(heads):
                 of = row, head // ctx.shared
-                weights = _weights(query[row, head], key[of], scale, None if kept is None else kept[row, head])
-                made[row, head] = weights @ value[of]
+                q = query[row, head][at]
+                weights = _weights(q, key[of], scale, None if kept is None else kept[row, head, : len(q)])
+                made[row, head, at] = weights @ value[of]
         ctx.save_for_backward(query, key, value, *([kept] if kept is not None else []))
         return made
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, *kept = ctx.saved_tensors
-        d_query = torch.empty_like(query)
+        d_query = torch.empty_like(query) if ctx.asked is None else torch.zeros_like(query)
         d_key, d_value = (torch.zeros_like(one) if ctx.shared > 1 else torch.empty_like(one) for one in (key, value))
         for row in range(query.shape[0]):
+            places = slice(None) if ctx.asked is None else ctx.asked[row]
             for head in range(query.shape[1]):
-                at, of = (row, head), (row, head // ctx.shared)
+                at, of = (row, head, places), (row, head // ctx.shared)
                 q, k, g = query[at], key[of], grad[at].contiguous()
-                weights = kept[0][at] if kept else _weights(q, k, ctx.scale, None)
+                weights = kept[0][row, head, : len(q)] if kept else _weights(q, k, ctx.scale, None)
                 d_weights = g @ value[of].t()
                 d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype).mul_(ctx.scale)
                 d_query[at] = d_scores @ k
@@ -75,7 +86,7 @@ class _Attention(torch.autograd.Function):
                         whole[of] += made
                     else:
                         whole[of] = made
-        return d_query, d_key, d_value, None
+        return d_query, d_key, d_value, None, None
 
 
 def _weights(query: Tensor, key: Tensor, scale: float, room: Tensor | None) -> Tensor:

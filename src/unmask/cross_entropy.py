@@ -12,6 +12,8 @@ of fused linear cross-entropy: Liger Kernel, arXiv:2410.10989; `torch.nn.functio
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ LARGE = 1 << 22  # numbers in a head, below which no way to multiply is looked f
 WORDS = 1 << 14  # of the vocabulary, whose logits a CPU makes at once
 CACHED = 8 << 20  # bytes of float32 logits that a processor's cache holds while they become gradients
 TINY = 1e-30  # of a probability: below it, it is told from its logit
+SCALE: ContextVar[Tensor | float] = ContextVar("SCALE", default=1.0)  # of the loss; see `scaled`
 PLAIN: tuple[type, ...] = (Tensor, nn.Parameter)  # kinds of weights that are just numbers
 
 
@@ -53,6 +56,19 @@ def weighted(hidden: Tensor, head: Head, targets: Tensor, weight: Tensor) -> tup
         more = [p for p in module.parameters() if p.requires_grad]
     total, nats = _Weighted.apply(head, plain is not None, targets, weight.float(), hidden, *more)
     return total, nats
+
+
+@contextmanager
+def scaled(by: Tensor | float) -> Iterator[None]:
+    """Inside, losses are made of which the caller takes `by` times as much: their gradients are made as large at once.
+
+    It spares a pass over the head's gradient. A backward pass with another factor is right as well.
+    """
+    token = SCALE.set(by)
+    try:
+        yield
+    finally:
+        SCALE.reset(token)
 
 
 def cross_entropy(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
@@ -105,8 +121,10 @@ class _Weighted(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         make = _by_hand if plain else _by_autograd
         wants = ctx.needs_input_grad[4:]
-        nats, made = make(head, targets, weight, hidden, wants, more)
-        ctx.made = made
+        # On a CPU, where a pass over the gradient costs time; float16 may have no numbers as small.
+        scale = SCALE.get() if weight.device.type == "cpu" else 1.0
+        ctx.scale = torch.as_tensor(scale, dtype=weight.dtype, device=weight.device)
+        nats, ctx.made = make(head, targets, weight * ctx.scale, hidden, wants, more)
         ctx.mark_non_differentiable(nats)
         return (nats * weight).sum(), nats
 
@@ -115,7 +133,14 @@ class _Weighted(torch.autograd.Function):
         made, ctx.made = ctx.made, None
         if made is None:
             raise RuntimeError("the gradients of this loss were handed out already; make the loss again.")
-        return (None, None, None, None, *(one if one is None else one.mul_(grad.to(one.dtype)) for one in made))
+        more = grad / ctx.scale
+        if not _is_one(more):
+            made = [one if one is None else one.mul_(more.to(one.dtype)) for one in made]
+        return (None, None, None, None, *made)
+
+
+def _is_one(number: Tensor) -> bool:
+    return number.device.type == "cpu" and bool(number == 1)  # to ask a GPU would be to wait for it
 
 
 def _by_autograd(

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from unmask import bfloat16_attention, cross_entropy, kept, processor
+from unmask import attention, bfloat16_attention, cross_entropy, kept, last_layer, processor
 from unmask.config import UserError
 from unmask.forward import Predictor
 from unmask.predict import Head
@@ -148,6 +148,7 @@ def _without_numbers() -> Iterator[None]:
         nothing = torch.zeros(0, dtype=torch.long)
         for where, name, value in (
             (cross_entropy, "_rare", lambda p: nothing),
+            (cross_entropy, "_is_one", lambda number: True),
             (cross_entropy, "PLAIN", (*cross_entropy.PLAIN, FakeTensor)),
             (kept, "USES", None),
             # the rates are this machine's, and no time is spent here; oneDNN's own call knows no shapes
@@ -194,7 +195,10 @@ def _gone_through(make: Any, shape: Shape, optimiser: Any, live: Live) -> Found:
         if isinstance(m, nn.Linear) and m is not model.get_output_embeddings() and not m.weight.requires_grad
     ]
     stepper = optimiser([{"params": trained}])
-    predict = Predictor(getattr(model, "get_base_model", lambda: model)(), model)
+    bare = getattr(model, "get_base_model", lambda: model)()
+    if shape.device == "cpu":
+        attention.for_training(bare)
+    predict = Predictor(bare, model)
     live.peak = live.now
     state, operations = 0, 0.0
     for micro in (1, shape.micro):  # the second step has the optimiser's state beside it
@@ -244,16 +248,22 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _loss(predict: Predictor, shape: Shape, rows: int, asked: int) -> Tensor:
-    """The loss of a micro-batch, at the first `asked` places, for where they lie is a matter of numbers."""
+    """The loss of a micro-batch, at `asked` places, as many in each row; where they lie is a matter of numbers."""
     ids = torch.zeros(rows, shape.places, dtype=torch.long)
     places = torch.zeros(asked, dtype=torch.long)
+    shares = [torch.arange(asked * (row + 1) // rows - asked * row // rows) for row in range(rows)]
+    few = asked <= last_layer.MOST * ids.numel()
 
     def read(hidden: Tensor, head: Head) -> Tensor:
-        chosen = hidden.flatten(0, 1)[places]
-        total, _ = cross_entropy.weighted(chosen, head, places, torch.zeros(asked))
+        total, _ = cross_entropy.weighted(hidden, head, places, torch.zeros(asked))
         return total[None]
 
     other = shape.device if shape.device in cross_entropy.CHUNK else "other"
     chunk = {"cpu": cross_entropy.CHUNK[other]}
-    with mock.patch.dict(cross_entropy.CHUNK, chunk), torch.autocast("cpu", torch.bfloat16, enabled=shape.bfloat16):
-        return predict(ids, read=read).sum()
+    with (
+        mock.patch.dict(cross_entropy.CHUNK, chunk),
+        mock.patch.object(last_layer, "asked", return_value=shares if few else None),
+        mock.patch.object(predict, "_spoken_at", return_value=(places, places)),
+        torch.autocast("cpu", torch.bfloat16, enabled=shape.bfloat16),
+    ):
+        return predict(ids, keep=ids == ids, read=read).sum()

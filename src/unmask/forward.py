@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask import attention as attention_masks
-from unmask import table
+from unmask import last_layer, table
 from unmask.predict import Head, Predict, Read
 
 if TYPE_CHECKING:
@@ -97,15 +97,10 @@ class Predictor:
         keep: Tensor | None = None,
         read: Read | None = None,
     ) -> Tensor:
+        at = None if keep is None and not self.shift else self._spoken_at(ids, segments, keep)
+
         def at_the_head(hidden: Tensor, head: Head) -> Tensor:
-            if self.shift:  # place i is spoken of at place i - shift, a conversation's first places at its first
-                rows, places = (torch.arange(n, device=hidden.device) for n in hidden.shape[:2])
-                row, place = torch.meshgrid(rows, places, indexing="ij")
-                own = place if segments is None else attention_masks.positions(segments)
-                spoken_at = place - own.clamp(max=self.shift)
-                hidden = hidden[row, spoken_at] if keep is None else hidden[row[keep], spoken_at[keep]]
-            elif keep is not None:
-                hidden = hidden[keep]
+            hidden = hidden if at is None else hidden[at]
             return read(hidden, head) if read else head(hidden)
 
         more: dict[str, Any] = {"position_ids": positions} if positions is not None else {}
@@ -127,8 +122,25 @@ class Predictor:
             embedding = self.model.get_input_embeddings()
             if (lookup := table.forward(embedding)) is not None:
                 stack.enter_context(in_place_of(embedding, lookup))
+            if keep is not None and at is not None and cache is None and self.head_is_last:
+                wanted = torch.zeros_like(keep)
+                wanted[at] = True
+                asked, forwards = last_layer.only(self.model, wanted)
+                for module, rows in asked.items():
+                    stack.enter_context(attention_masks.only_at(module, rows))
+                for module, forward in forwards.items():
+                    stack.enter_context(in_place_of(module, forward))
             logits = self.wrapped(input_ids=ids, use_cache=cache is not None, **more).logits
         return logits if self.head_is_last else at_the_head(logits, lambda same: same)
+
+    def _spoken_at(self, ids: Tensor, segments: Tensor | None, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Row and place where the wanted places are spoken of: i - shift, of a conversation's first its first."""
+        rows, places = (torch.arange(n, device=ids.device) for n in ids.shape)
+        row, place = torch.meshgrid(rows, places, indexing="ij")
+        if self.shift:
+            own = place if segments is None else attention_masks.positions(segments)
+            place = place - own.clamp(max=self.shift)
+        return (row, place) if keep is None else (row[keep], place[keep])
 
 
 # Config keys by which a model changes its logits after the head (Gemma, Granite, Cohere, MiniCPM): with one of them the

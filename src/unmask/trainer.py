@@ -22,7 +22,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from unmask import adapters, attention, checkpoint, compiling, ids, models, objectives, packing, report, validate
+from unmask import (
+    adapters,
+    attention,
+    checkpoint,
+    compiling,
+    cross_entropy,
+    ids,
+    models,
+    objectives,
+    packing,
+    report,
+    validate,
+)
 from unmask.advice import Waiting
 from unmask.batches import (
     VALIDATION,
@@ -230,9 +242,11 @@ class Trainer(transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        loss = self.objective(self._predict(model), inputs)
         # DDP, FSDP and DeepSpeed average the gradients of the processes; the loss is a sum over them.
-        total = loss.total * (self.args.world_size / num_items_in_batch)
+        scale = self.args.world_size / num_items_in_batch
+        with cross_entropy.scaled(scale):
+            loss = self.objective(self._predict(model), inputs)
+        total = loss.total * scale
         return (total, {"nats": loss.nats}) if return_outputs else total
 
     # -- validation

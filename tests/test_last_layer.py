@@ -1,0 +1,107 @@
+"""The last layer where somebody asks: losses and gradients are those of the whole layer, with less work."""
+
+import pytest
+import torch
+from tiny import MASK, batch_of, conversation, gradients, tiny
+
+from unmask import adapters, attention, last_layer, models, objectives
+from unmask.packing import Packed
+
+KINDS = ("llada", "llama", "qwen2", "qwen3", "mistral")
+
+
+def step(model, rows, packed=False, name="masked", autocast=False):
+    """A batch's loss, with its gradients on the model."""
+    objective = objectives.load(name, {}, MASK)
+    predict = models.predictor(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = objective(Packed(predict) if packed else predict, batch_of(objective, rows))
+    model.zero_grad()
+    loss.total.backward()
+    return loss.total.detach()
+
+
+def rows_of(*lengths, prompt=0):
+    return [conversation(n, prompt=prompt, seed=n) for n in lengths]
+
+
+def both(model, monkeypatch, *given, **how):
+    """(loss, gradients) of the whole layer and of the layer where it is asked for; how many places its MLP saw."""
+    seen, found = [], []
+    layer = [m for m in model.modules() if type(m).__name__ in last_layer.LAYERS][-1]
+    hook = layer.mlp.down_proj.register_forward_hook(lambda _, __, made: seen.append(made.shape[:-1].numel()))
+    for most in (-1.0, 1.0):
+        monkeypatch.setattr(last_layer, "MOST", most)
+        loss = step(model, *given, **how)
+        found.append((loss, gradients(model)))
+    hook.remove()
+    return (*found, seen)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("rows", ["whole", "padded", "packed"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_and_gradients_are_those_of_the_whole_layer(kind, rows, shift, monkeypatch):
+    model = tiny(kind).train()
+    model.config.shift = shift
+    attention.for_training(model)
+    some = rows_of(*{"whole": (12, 12), "padded": (12, 7), "packed": (5, 4, 3)}[rows], prompt=2)
+    (loss, grads), (other, others), seen = both(model, monkeypatch, some, rows == "packed")
+    torch.testing.assert_close(loss, other, rtol=1e-6, atol=1e-6)
+    for name, grad in grads.items():
+        torch.testing.assert_close(others[name], grad, rtol=1e-5, atol=1e-6, msg=name)
+    assert seen[1] < seen[0]
+
+
+def test_as_much_in_bfloat16_where_attention_is_made_of_products(monkeypatch):
+    monkeypatch.setattr("unmask.bfloat16_attention.LEAST", 4)
+    for kept in (0, 1 << 30):
+        monkeypatch.setattr("unmask.bfloat16_attention.KEPT", kept)
+        model = tiny("llada").train()
+        attention.for_training(model)
+        (loss, grads), (other, others), _ = both(model, monkeypatch, rows_of(12, 12), autocast=True)
+        torch.testing.assert_close(loss, other, rtol=1e-2, atol=1e-2)
+        whole = float(torch.cat([grad.flatten() for grad in grads.values()]).norm())
+        for name, grad in grads.items():
+            assert float((others[name] - grad).norm()) <= 0.02 * float(grad.norm()) + 0.002 * whole, name
+
+
+def test_an_adapter_on_it_learns_the_same(monkeypatch):
+    model = adapters.attach(tiny("llama"), adapters.LoraArguments(lora_dropout=0.0)).train()
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p)
+    (loss, grads), (other, others), seen = both(model, monkeypatch, rows_of(9, 5, prompt=3))
+    torch.testing.assert_close(loss, other, rtol=1e-6, atol=1e-6)
+    for name, grad in grads.items():
+        torch.testing.assert_close(others[name], grad, rtol=1e-5, atol=1e-6, msg=name)
+    assert seen[1] < seen[0]
+
+
+@pytest.mark.parametrize("how", ["checkpointed", "compiled", "not in training", "without gradients", "another kind"])
+def test_where_it_is_not_known_to_hold_the_layer_is_run_whole(how):
+    other = how == "another kind"
+    model = tiny("gemma2" if other else "llama", attention="eager" if other else "sdpa").train()
+    keep = torch.tensor([[True, False, False]])
+    assert last_layer.only(tiny("llama").train(), keep)[1]
+    if how == "checkpointed":
+        model.gradient_checkpointing_enable()
+    if how == "compiled":
+        model.model.layers[-1].compile(backend="eager")
+    if how == "not in training":
+        model.eval()
+    with torch.set_grad_enabled(how != "without gradients"):
+        assert last_layer.only(model, keep) == ({}, {})
+
+
+def test_where_all_is_asked_for_nothing_is_picked():
+    assert last_layer.only(tiny("llama").train(), torch.ones(2, 5, dtype=torch.bool)) == ({}, {})
+
+
+def test_nothing_asked_for_costs_nothing_and_breaks_nothing():
+    model = tiny("llama").train()
+    asked, forwards = last_layer.only(model, torch.zeros(2, 5, dtype=torch.bool))
+    assert [len(row) for row in next(iter(asked.values()))] == [0, 0]
+    made = forwards[model.model.layers[-1].mlp](torch.randn(2, 5, model.config.hidden_size))
+    assert made.shape == (2, 5, model.config.hidden_size)
+    assert not made.any()
