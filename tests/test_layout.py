@@ -76,7 +76,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # adapters wrap a network that they are handed; loading puts them on, so it stands below them
     "module_names": {"config"},
     "adapter_folder": {"config"},
-    "adapters": {"config", "ids", "adapter_folder", "module_names"},
+    "sealed": set(),
+    "adapters": {"config", "ids", "adapter_folder", "module_names", "sealed"},
     "models": {"config", "predict", "forward", "ids"},
     "models/__init__": {
         "config",
@@ -115,9 +116,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         "tail",
         "token_stream",  # whether a stream knows where it stands
     },  # the objective draws the noise of a row, where batches are made
-    "checkpoint": {"config", "ids", "models"},
+    "checkpoint": {"config", "ids", "models", "sealed"},
+    "divergence": {"config"},
     "validate": {"config", "noise", "batches", "objectives", "predict"},
-    "callbacks": {"config", "report", "checkpoint"},
+    "callbacks": {"config", "report", "checkpoint", "divergence"},
     "compiling": {"config", "attention"},
     # a step of all of these, gone through with tensors that have no numbers
     "estimate": {
@@ -125,13 +127,18 @@ MAY_IMPORT: dict[str, set[str]] = {
         "processor",
     },
     "advice": {"report", "processor", "batches", "trainer"},  # `trainer` by name only
+    # the Trainer in three: what it saves, what it does not let happen, what it trains on
+    "saving": {"config", "report", "ids", "models", "adapters", "checkpoint", "sealed"},
+    "guarded": {"config", "report", "checkpoint", "divergence", "saving"},
     "trainer": {
         *("config", "report", "noise", "predict", "ids", "models", "adapters", "objectives", "batches", "packing"),
         *("tail", "checkpoint", "validate", "callbacks", "attention", "compiling", "advice", "cross_entropy"),
+        *("divergence", "guarded"),
     },
     "train": {
         *("config", "report", "noise", "corpus", "encode", "tokens", "models", "adapters", "objectives", "batches"),
         *("prepare", "prepared", "checkpoint", "validate", "trainer", "trackers", "folders", "advice", "compiling"),
+        "divergence",
     },
     # commands
     "pretrain": {"config", "train", "models", "prepare"},

@@ -253,6 +253,66 @@ def test_two_processes_are_one_with_tails_packing_and_adapters_too(tmp_path):
         assert one[1:] == pytest.approx(two[1:], rel=1e-5)
 
 
+STREAMED = """
+import json, sys
+sys.path.insert(0, {tests!r})
+import conftest, datasets, test_trainer
+from pathlib import Path
+from unmask.batches import FILLER
+from unmask.trainer import Trainer
+out, name, workers, resume, shuffled = Path({out!r}), *json.loads(sys.argv[1])
+make = test_trainer.make.__wrapped__(out, conftest.byte_tokenizer.__wrapped__())
+fetch = Trainer.get_batch_samples
+
+def get_batch_samples(self, *given):
+    found = fetch(self, *given)
+    with (out / f"{{name}}-{{self.args.process_index}}.jsonl").open("a") as file:
+        for batch in found[0]:
+            seen = batch.get("attention", batch["input_ids"] >= 0)
+            for place, ids, at in zip(batch["place"].tolist(), batch["input_ids"], seen):
+                if place != FILLER:
+                    file.write(json.dumps([self.state.global_step, place, ids[at].tolist()]) + chr(10))
+    return found
+
+Trainer.get_batch_samples = get_batch_samples
+rows = [test_trainer.conversation(2 + i % 11, 1, seed=i) for i in range(21)]
+stream = datasets.Dataset.from_list(rows).to_iterable_dataset(num_shards=3)
+if shuffled:
+    stream = stream.shuffle(seed=5, buffer_size=7)
+trainer = make(test_trainer.network("llada"), "run" if resume else name, trainer=dict(eos_tail="3", packing=True),
+               rows=stream, max_steps=7, dataloader_num_workers=workers, ddp_find_unused_parameters=False,
+               per_device_train_batch_size=4 // {processes}, save_strategy="steps", save_steps=4, save_total_limit=None)
+curve = test_trainer.trained(trainer, str(out / "run/checkpoint-4") if resume else None)
+if trainer.is_world_process_zero():
+    (out / f"{{name}}.json").write_text(json.dumps(curve))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_packed_stream_goes_on_by_one_process_with_the_rows_that_two_with_workers_left(shuffled, tmp_path):
+    """21 rows, 8 in a step: the run is left in the second epoch, and ends in the third."""
+
+    def go(processes, name, workers, resume=False):
+        script = tmp_path / f"{name}.py"
+        folder = str(Path(__file__).parent)
+        script.write_text(STREAMED.format(tests=folder, out=str(tmp_path), processes=processes))
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        done = run([sys.executable, *launcher, str(script), json.dumps([name, workers, resume, shuffled])])
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines = [line for path in tmp_path.glob(f"{name}-*.jsonl") for line in path.read_text().splitlines()]
+        return sorted(map(json.loads, lines)), json.loads((tmp_path / f"{name}.json").read_text())
+
+    whole, curve = go(1, "alone", 0)
+    two, same = go(2, "run", 2)
+    rest, end = go(1, "rest", 0, resume=True)
+    assert len(whole) == len({tuple(row[:2]) for row in whole}) == 8 + 8 + 5 + 8 + 8 + 5 + 8
+    assert two == whole
+    assert rest == [row for row in whole if row[0] >= 4]
+    close([tuple(step) for step in same], [tuple(step) for step in curve])
+    close([tuple(step) for step in end], [tuple(step) for step in curve])
+
+
 # -- adapters
 
 

@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(getattr(importlib.import_module(f"unmask.{file}"), function)(words[1:]) or 0)
     except UserError as error:
-        return told(str(error))
+        return told(str(error), error.code)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -93,14 +93,14 @@ def main(argv: list[str] | None = None) -> int:
         raise
 
 
-def told(line: str) -> int:
-    """Print what is wrong, once for all processes of a launch; exit code 2."""
+def told(line: str, code: int = 2) -> int:
+    """Print what is wrong, once for all processes of a launch; the exit code."""
     rank = int(os.environ.get("RANK", "0"))
     if rank:
         # Launchers end all processes when one does: the first gets the time to speak. If it had nothing to say, we do.
         time.sleep(3)
     print(f"unmask: {f'(process {rank}) ' if rank else ''}{' '.join(line.split())}", file=sys.stderr, flush=True)
-    return 2
+    return code
 
 
 if __name__ == "__main__":

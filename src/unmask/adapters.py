@@ -9,12 +9,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import shutil
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unmask import ids
+from unmask import ids, sealed
 from unmask.adapter_folder import RECORD, WEIGHTS, Record, fingerprint, read_config, read_record, read_tensors
 from unmask.adapter_folder import base_of as base_of
 from unmask.adapter_folder import causal as causal
@@ -295,11 +294,19 @@ def _plain(key: str) -> str:
 # Saving
 
 
-def write(worn: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, official: bool | None = None) -> None:
+def write(
+    worn: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    official: bool | None = None,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
     """Write an adapter's files into a folder: `peft`'s two, the tokenizer with its template, `unmask.json`.
 
     Args:
         official: under LLaDA's official module names; None as the settings said, or as it was loaded.
+        weights: name → tensor of the whole model, where the model itself holds a share of each.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -309,7 +316,7 @@ def write(worn: PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, 
     config: Any = copy.copy(worn.peft_config["default"])
     notes = vars(worn)
     # peft 0.21 would save embeddings that have grown by a mask token; that token's row is made anew on every base
-    state = get_peft_model_state_dict(worn, save_embedding_layers=notes["with_embeddings"])
+    state = get_peft_model_state_dict(worn, weights, save_embedding_layers=notes["with_embeddings"])
     if notes["official_names"] if official is None else official:
         theirs, back = official_names(model), renamer(model, back=True)
         if all(theirs[name] == name for name in theirs):
@@ -340,13 +347,13 @@ def save(
     if folder.exists() and not is_adapter(folder) and any(folder.iterdir()):
         raise UserError(f"{folder} is there and holds no adapter; name another folder.")
     aside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
+    sealed.remove(aside)
     try:
         write(worn, tokenizer, aside, official=official)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        sealed.flush(aside)
+        sealed.publish(aside, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        sealed.remove(aside)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

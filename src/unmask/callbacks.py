@@ -5,6 +5,7 @@ In:  the Trainer's events.  Out: metrics.jsonl, the loss curve, lines in the ter
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
@@ -14,7 +15,7 @@ from typing import Any
 import transformers
 
 from unmask import checkpoint, report
-from unmask.config import UserError
+from unmask.divergence import Diverged
 
 MUCH_EOS = 0.9
 
@@ -27,6 +28,7 @@ class Journal(transformers.TrainerCallback):
         self.bar: report.Bar | None = None
         self.loss = ""
         self.warned = False
+        self.unwritten: list[dict[str, Any]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.compute_steps(args, state.max_steps)  # a resumed state brings its old intervals
@@ -45,12 +47,13 @@ class Journal(transformers.TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not logs or "train_loss" in logs:
             return
-        if not math.isfinite(logs.get("loss", 0.0)):
-            saved = checkpoint.numbered(self.folder)
-            raise UserError(
-                f"the loss is {logs['loss']} at step {state.global_step}: the run has diverged. Lower --learning_rate "
-                f"or --max_grad_norm; the last checkpoint is {saved[0].name if saved else 'none'}."
-            )
+        for name, what in (("loss", "loss"), ("eval_loss", "validation")):
+            if not math.isfinite(logs.get(name, 0.0)):
+                saved = checkpoint.numbered(self.folder)
+                raise Diverged(
+                    f"the {what} is {logs[name]} at step {state.global_step}: the run has diverged. Lower "
+                    f"--learning_rate or --max_grad_norm; the last checkpoint is {saved[0].name if saved else 'none'}."
+                )
         if not state.is_world_process_zero:
             return
         if "loss" in logs:
@@ -63,13 +66,31 @@ class Journal(transformers.TrainerCallback):
         }
         if "loss" in logs:
             line["tokens_per_second"] = round(self._speed(state), 1)
-        report.add_metrics(self.folder, line)
+        self._write(line)
         if logs.get("eos_share", 0) > MUCH_EOS and not self.warned:
             self.warned = True
             self._say(
                 f"warning: {logs['eos_share']:.0%} of the tokens learnt are end of text, which soon teach nothing and "
                 "thin out the rest; a shorter tail (--eos_tail block:32) or --group_by_length true makes them fewer."
             )
+
+    def _write(self, line: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl; where that fails, it is kept and comes with the next."""
+        self.unwritten.append(line)
+        try:
+            report.add_metrics(self.folder, *self.unwritten)
+        except OSError as error:
+            if len(self.unwritten) == 1:
+                self._say(
+                    f"warning: cannot write to {self.folder} ({error.strerror}); training goes on, and metrics are "
+                    "kept in memory until they can be written."
+                )
+            return
+        self.unwritten = []
+
+    def _draw(self) -> None:
+        with contextlib.suppress(OSError):  # which writing metrics has told
+            report.draw_curve(self.folder, self.title)
 
     def _say(self, text: str) -> None:
         self.bar.line(text) if self.bar else report.say(text)
@@ -78,13 +99,13 @@ class Journal(transformers.TrainerCallback):
         if not state.is_world_process_zero:
             return
         self._say(f"step {state.global_step}: validation {report.validation_line(metrics, self.bound)}")
-        report.draw_curve(self.folder, self.title)
+        self._draw()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar:
             self.bar.close()
         if state.is_world_process_zero:
-            report.draw_curve(self.folder, self.title)
+            self._draw()
 
 
 class Interrupt(transformers.TrainerCallback):

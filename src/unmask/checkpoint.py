@@ -1,6 +1,9 @@
 """Checkpoints: ordinary folders of a model, with what a run needs to go on.
 
 In:  a run's folder.  Out: the checkpoint to go on from, or one clear line why there is none.
+
+A checkpoint is written aside, gets a manifest with hashes, is flushed to the disk and then gets its name: a run that is
+killed at any moment leaves whole checkpoints only.
 """
 
 from __future__ import annotations
@@ -8,20 +11,19 @@ from __future__ import annotations
 import errno
 import json
 import re
-import shutil
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmask import ids
+from unmask import ids, sealed
 from unmask.config import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-STATE, OPTIMIZER, STREAM = "trainer_state.json", "optimizer.pt", "stream.json"
+STATE, OPTIMIZER, STREAM, GUARD = "trainer_state.json", "optimizer.pt", "stream.json", "guard.json"
 FINAL = "checkpoint-final"
 
 
@@ -31,9 +33,9 @@ def numbered(run: Path) -> list[Path]:
     return sorted(found, key=lambda p: -step_of(p))
 
 
-def stream_state(checkpoint: str | None) -> dict[str, Any] | None:
-    """Where a stream of rows stood when a checkpoint was saved; None where that is not known."""
-    path = Path(checkpoint or "") / STREAM
+def noted(checkpoint: str | None, name: str) -> dict[str, Any] | None:
+    """What a checkpoint says in a JSON file of ours, STREAM or GUARD; None where it has none."""
+    path = Path(checkpoint or "") / name
     found: dict[str, Any] | None = (
         json.loads(path.read_text(encoding="utf-8")) if checkpoint and path.is_file() else None
     )
@@ -44,8 +46,65 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def fault(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be resumed, or None if it can."""
+def aside(run: Path, step: int) -> Path:
+    """Where a checkpoint is written: a folder whose name the Trainer gives, in one that is not looked at."""
+    return run / f".checkpoint-{step}.part" / f"checkpoint-{step}"
+
+
+def finish(written: Path, about: dict[str, Any]) -> None:
+    """What lies aside becomes a checkpoint of the run."""
+    sealed.seal(written, about)
+    sealed.publish(written, written.parents[1] / written.name)
+    sealed.remove(written.parent)
+
+
+def tidy(run: Path) -> None:
+    """Delete what a run that was killed left half written."""
+    for left in list(sealed.leftovers(run)):
+        sealed.remove(left)
+
+
+def engine_of(checkpoint: Path) -> dict[str, Any]:
+    """What wrote a checkpoint's optimiser: {"engine", "processes"}; empty where nobody noted it."""
+    return (sealed.read(checkpoint) or {}).get("training", {})
+
+
+def check_engine(checkpoint: Path, engine: str, processes: int) -> None:
+    """UserError where this engine cannot go on with a checkpoint's optimiser.
+
+    Args:
+        engine: plain, ddp, fsdp1, fsdp2 or zero1 to zero3. A plain optimiser is that of DDP; others have files of their
+            own. DeepSpeed 0.19 reads its shards on as many processes as wrote them.
+    """
+    before = engine_of(checkpoint)
+    theirs, many = before.get("engine"), before.get("processes")
+    alike = ("plain", "ddp")
+    if theirs is None or (theirs in alike and engine in alike):
+        return
+    start_anew = (
+        f"Its weights can be read anywhere: --model_name_or_path {checkpoint} --from_scratch false begins a new run "
+        "from them, with a fresh optimiser and another --output_dir."
+    )
+    if theirs != engine:
+        raise UserError(
+            f"the optimiser in {checkpoint} was saved by {theirs}, and this run uses {engine}. {start_anew}"
+        )
+    if engine.startswith("zero") and many != processes:
+        raise UserError(
+            f"DeepSpeed's optimiser in {checkpoint} was saved by {many} processes, and goes on with as many only; here "
+            f"there are {processes}. {start_anew}"
+        )
+
+
+def fault(checkpoint: Path, hashes: bool = False) -> str | None:
+    """Why a checkpoint cannot be resumed, or None if it can.
+
+    Args:
+        hashes: read every file and compare it with the manifest; else only sizes are looked at.
+    """
+    problem = sealed.fault(checkpoint, hashes)
+    if problem is not None:
+        return problem
     if not (checkpoint / STATE).is_file():
         return f"it has no {STATE}"
     try:
@@ -73,10 +132,14 @@ def fault(checkpoint: Path) -> str | None:
 
 
 def keep(run: Path, limit: int, best: str | None) -> None:
-    """Delete the oldest numbered checkpoints of a run beyond `limit`, never the best one."""
-    for old in numbered(run)[limit:]:
-        if best is None or old.resolve() != Path(best).resolve():
-            shutil.rmtree(old, ignore_errors=True)
+    """Delete the oldest numbered checkpoints of a run beyond `limit`; never the best one, never the last whole one."""
+    found = numbered(run)
+    spared = {Path(best).resolve()} if best else set()
+    whole = next((path for path in found if fault(path) is None), None)
+    spared |= {whole.resolve()} if whole else set()
+    for old in found[limit:]:
+        if old.resolve() not in spared:
+            sealed.remove(old)
 
 
 def truncated(shard: Path) -> str | None:
@@ -104,12 +167,12 @@ def to_resume(run: Path, asked: str) -> tuple[Path, list[str]]:
             raise UserError(
                 f"no checkpoint {asked!r}; {run} has: {there}. `--resume_from_checkpoint auto` takes the newest."
             )
-        problem = fault(path)
+        problem = fault(path, hashes=True)
         if problem:
             raise UserError(f"cannot go on from {asked}: {problem}.")
         return path, remarks
     for path in numbered(run):
-        problem = fault(path)
+        problem = fault(path, hashes=True)
         if problem is None:
             return path, remarks
         remarks.append(f"passed over {path.name}: {problem}.")
@@ -138,14 +201,14 @@ def fits(checkpoint: Path, model: PreTrainedModel) -> None:
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, **how: Any) -> None:
     """A model folder: weights under the official names, config, tokenizer. Written aside, then renamed."""
-    aside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    with all_or_nothing(aside):
-        model.save_pretrained(aside, **how)
-        tokenizer.save_pretrained(aside)
-        ids.portable(aside)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+    part = folder.with_name(f".{folder.name}.part")
+    sealed.remove(part)
+    with all_or_nothing(part):
+        model.save_pretrained(part, **how)
+        tokenizer.save_pretrained(part)
+        ids.portable(part)
+        sealed.flush(part)
+        sealed.publish(part, folder)
 
 
 @contextmanager
@@ -154,13 +217,25 @@ def all_or_nothing(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if disk_full(error):
-            raise UserError(
-                f"no space left on the disk of {folder.parent}: the checkpoint was not written, its part was removed. "
-                "Free some space, then go on with --resume_from_checkpoint auto."
-            ) from None
-        raise
+        sealed.remove(folder)
+        line = why_not(error, folder.parent)
+        if line is None:
+            raise
+        raise UserError(
+            f"{line}: {folder.name} was not written, its part was removed. Mend that, then go on with "
+            "--resume_from_checkpoint auto."
+        ) from None
+
+
+def why_not(error: BaseException, folder: Path) -> str | None:
+    """Why something could not be written, if it is the disk's fault."""
+    if disk_full(error):
+        return f"no space left on the disk of {folder}"
+    while not isinstance(error, OSError):
+        if error.__cause__ is None and error.__context__ is None:
+            return None
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return f"cannot write to {folder} ({error.strerror or error})"
 
 
 def disk_full(error: BaseException | None) -> bool:

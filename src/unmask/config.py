@@ -129,6 +129,15 @@ class TrainingArguments:
     bf16: bool = option(True, "Compute in bfloat16; weights and optimiser stay in float32.")
     report_to: list[str] = option(["none"], "Trackers: swanlab, tensorboard, wandb, trackio, … or none.")
     weight_decay: float = option(0.1, "AdamW weight decay (LLaDA: 0.1).")
+    on_divergence: Literal["stop", "rollback", "off"] = option(
+        "stop",
+        "Steps whose gradient is no number or blown up are left out, their rows saved. After --max_skipped_steps of "
+        "them in a row: stop, or rollback to the last checkpoint from before. off: no step is looked at.",
+    )
+    max_skipped_steps: int = option(5, "Steps left out in a row, at which --on_divergence comes in.")
+    max_grad_norm_factor: float = option(
+        1000.0, "A gradient is blown up above so many times the median norm of the last 100 steps; 0: never."
+    )
     adam_beta2: float = option(0.95, "AdamW's second moment (SMDM: 0.95).")
 
 

@@ -60,10 +60,17 @@ def write_json(path: Path, value: Any) -> None:
         aside.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
 
-def add_metrics(folder: Path, line: dict[str, Any]) -> None:
-    """One more line of metrics.jsonl."""
-    with (folder / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+def add_metrics(folder: Path, *lines: dict[str, Any]) -> None:
+    """More lines of metrics.jsonl: all of them, or none."""
+    path = folder / METRICS
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, before)  # a full disk took a part of them
+        raise
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

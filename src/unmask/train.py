@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from unmask.trainer import Trainer
 
 # Keys of ours that `transformers.TrainingArguments` does not know.
-OURS = {"objective", "objective_args", "overwrite_output_dir", "warmup_ratio", "group_by_length", "eval_draws"}
+OURS = {"on_divergence", "max_skipped_steps", "max_grad_norm_factor"}
+OURS |= {"objective", "objective_args", "overwrite_output_dir", "warmup_ratio", "group_by_length", "eval_draws"}
 # Keys of transformers 4 that 5 removed or renamed, as the tutorial's users may still write them.
 LEGACY = {"evaluation_strategy": "eval_strategy", "no_cuda": "use_cpu"}
 LEGACY |= {f"per_gpu_{part}_batch_size": f"per_device_{part}_batch_size" for part in ("train", "eval")}
@@ -238,7 +239,7 @@ def prepare(job: Job, parsed: Parsed, argv: list[str]) -> Run:
     import datasets
     from accelerate import PartialState
 
-    from unmask import adapters, checkpoint, compiling, objectives, tokens, trackers
+    from unmask import adapters, checkpoint, compiling, divergence, objectives, tokens, trackers
     from unmask.advice import Waiting, keep_memory
     from unmask.trainer import Interrupt, Journal, Trainer
 
@@ -246,6 +247,7 @@ def prepare(job: Job, parsed: Parsed, argv: list[str]) -> Run:
     keep_memory()
     resume = None
     if training.resume_from_checkpoint:
+        checkpoint.tidy(folder)  # a folder that was being replaced comes back before it is looked for
         resume, remarks = checkpoint.to_resume(folder, training.resume_from_checkpoint)
         report.say(*remarks)
         folders.check_branch(folder, resume)
@@ -309,6 +311,7 @@ def prepare(job: Job, parsed: Parsed, argv: list[str]) -> Run:
         "shuffle": data.shuffle,
         "token_bytes": tokens.token_bytes(tokenizer),
         "eval_draws": training.eval_draws,
+        "guard": divergence.Guard(training.on_divergence, training.max_skipped_steps, training.max_grad_norm_factor),
         "by_length": training.group_by_length,
         "callbacks": [Journal(folder, objective.bound, training.run_name or folder.name), Interrupt(), Waiting()],
         "compiled": compiling.asked(parsed.more, args.device.type),
@@ -317,12 +320,28 @@ def prepare(job: Job, parsed: Parsed, argv: list[str]) -> Run:
         trainer = Trainer(model, args, objective, tokenizer, train_rows, test_rows, **options)
     except (ValueError, ImportError) as error:
         raise UserError(f"training settings: {str(error).strip().splitlines()[0]}") from None
+    if resume is not None:
+        checkpoint.check_engine(resume, trainer.engine, args.world_size)
     return Run(trainer, folder, manifest, resume, command)
 
 
 def _size(manifest: dict[str, Any]) -> str:
     every, some = (report.amount(manifest[key]) for key in ("parameters", "trainable"))
     return f"{every} parameters" if every == some else f"{some} of {every} parameters"
+
+
+class Lost(UserError):
+    """A process of the run is gone: exit code 4, so that a script can start the run again."""
+
+    code = 4
+
+
+def lost_process(error: RuntimeError) -> bool:
+    """Whether an error is that of talking to a process that is gone, by gloo or NCCL."""
+    import torch.distributed as dist
+
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Socket")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
 def go(run: Run) -> int:
@@ -335,6 +354,7 @@ def go(run: Run) -> int:
     if first:
         if run.resume is None:
             folders.clear(folder)
+        checkpoint.tidy(folder)
         folder.mkdir(parents=True, exist_ok=True)
         report.write_json(folder / report.MANIFEST, run.manifest)
         if run.resume is not None:
@@ -364,6 +384,13 @@ def go(run: Run) -> int:
     except ValueError as error:
         if "lr_scheduler" in str(error):
             raise UserError(str(error)) from None
+        raise
+    except RuntimeError as error:
+        if trainer.args.world_size > 1 and lost_process(error):
+            raise Lost(
+                f"another process of this run is gone, so it ends at step {trainer.state.global_step} "
+                f"({str(error).strip().splitlines()[0][:120]}). Go on with --resume_from_checkpoint auto."
+            ) from None
         raise
     stop = trainer.interrupt
     if stop is not None and stop.caught is not None and trainer.state.global_step < steps:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,12 +22,10 @@ from torch import Tensor, nn
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from unmask import (
-    adapters,
     attention,
     checkpoint,
     compiling,
     cross_entropy,
-    ids,
     models,
     objectives,
     packing,
@@ -52,12 +49,14 @@ from unmask.batches import (
 from unmask.callbacks import Interrupt as Interrupt
 from unmask.callbacks import Journal as Journal
 from unmask.config import UserError
+from unmask.divergence import Guard
+from unmask.guarded import Guarded
 from unmask.objectives import Objective
 from unmask.predict import Predict
 from unmask.tail import Tail
 
 
-class Trainer(transformers.Trainer):
+class Trainer(Guarded):
     """Trains a model on rows of ids by an objective.
 
     Args:
@@ -71,6 +70,7 @@ class Trainer(transformers.Trainer):
         eos_tail: the end-of-text tail behind the answers of rows with labels: what `unmask.tail` reads; None leaves the
             choice to the objective.
         max_length: no tail makes a row longer; the model's own limit if left out.
+        guard: against steps that would ruin the model; none of them is left out without it.
         packing: several rows share one of the forward pass; neither loss nor gradients change.
         compiled: arguments of `torch.compile`, by which each layer of the network is compiled; None for none.
 
@@ -95,6 +95,7 @@ class Trainer(transformers.Trainer):
         eos_tail: str | None = "none",
         max_length: int | None = None,
         packing: bool = False,
+        guard: Guard | None = None,
         compiled: dict[str, Any] | None = None,
         callbacks: list[transformers.TrainerCallback] | None = None,
     ) -> None:
@@ -124,6 +125,7 @@ class Trainer(transformers.Trainer):
         how["max_length"] = max_length or getattr(model.config, "max_position_embeddings", None)
         self.collate = Collate(objective, random_length_ratio=random_length_ratio, **how)
         self.collate_test = Collate(objective, exact=True, **how)
+        self.guard = guard if guard is not None and guard.action != "off" else None
         self.learnt = self.ends = 0.0  # tokens since the last line of metrics, and how many of them end a text
         # compute_loss divides by the whole step's count, so the Trainer must not divide by the accumulation again.
         self.loss_is_scaled_for_ga = True
@@ -154,20 +156,12 @@ class Trainer(transformers.Trainer):
         return next((c for c in self.callback_handler.callbacks if isinstance(c, Interrupt)), None)
 
     @property
-    def _wears_adapter(self) -> bool:
-        """Whether the model is one that `unmask.adapters` made, which saves and reads it."""
-        return "record" in vars(self.model)
+    def stops(self) -> bool:
+        return self.interrupt is not None and self.interrupt.caught is not None
 
-    def _read(self, folder: str) -> bool:
-        """Take the weights of a checkpoint; False where the Trainer has to.
-
-        The Trainer of transformers 5.23 reads tensors without the renamings by which they were saved, and passes
-        over names it does not know: a LLaDA would go on from its fresh weights without a word.
-        """
-        if self.is_fsdp_enabled or not (self._wears_adapter or isinstance(self.model, transformers.PreTrainedModel)):
-            return False
-        (adapters if self._wears_adapter else models).put_weights(self.model, folder)
-        return True
+    def notes(self) -> dict[str, dict[str, Any]]:
+        state = self.stream.state(self.state.global_step) if self.stream else None
+        return super().notes() | ({checkpoint.STREAM: state} if state is not None else {})
 
     # -- batches
 
@@ -183,7 +177,7 @@ class Trainer(transformers.Trainer):
         rows = self.train_dataset
         if not hasattr(rows, "__len__"):
             self.stream = Stream(rows, split, self.collate)
-            if (state := checkpoint.stream_state(self.resumed_from)) is not None:
+            if (state := checkpoint.noted(self.resumed_from, checkpoint.STREAM)) is not None:
                 self.stream.go_on(state, passed=True)
             return Loader(self.stream, batch_size=None, **how)
         known = lengths(rows) if self.by_length or self.tail.kind == "step" else None
@@ -247,6 +241,8 @@ class Trainer(transformers.Trainer):
         with cross_entropy.scaled(scale):
             loss = self.objective(self._predict(model), inputs)
         total = loss.total * scale
+        if self.guard is not None and self.model.training:
+            self._nats.append(loss.nats)
         return (total, {"nats": loss.nats}) if return_outputs else total
 
     # -- validation
@@ -292,59 +288,6 @@ class Trainer(transformers.Trainer):
                 bar.to(min(start + split.step, total))
         if bar:
             bar.close()
-
-    # -- checkpoints
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run, limit = Path(self.args.output_dir), self.args.save_total_limit
-        folder = run / f"checkpoint-{self.state.global_step}"
-        # The Trainer (transformers 5.23) deletes by age, checkpoint-final too; here the largest numbers stay.
-        self.args.save_total_limit = None
-        try:
-            with checkpoint.all_or_nothing(folder) if self.args.should_save else nullcontext():
-                super()._save_checkpoint(model, trial)
-                state = self.stream.state(self.state.global_step) if self.stream else None
-                if self.args.should_save and state is not None:
-                    report.write_json(folder / checkpoint.STREAM, state)
-        finally:
-            self.args.save_total_limit = limit
-        if limit and self.args.should_save:
-            checkpoint.keep(run, limit, self.state.best_model_checkpoint)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        if self._wears_adapter and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            if self.args.should_save:
-                adapters.write(self.model, self.processing_class, folder)
-                torch.save(self.args, folder / "training_args.bin")
-            return
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            ids.portable(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if model is not None or not self._read(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        if not best or not self._read(best):
-            super()._load_best_model()
-
-    def take(self, folder: Path) -> None:
-        """Become what a checkpoint holds, without training on."""
-        self._load_from_checkpoint(str(folder))
-        self.model.to(self.args.device)
-        self.state = transformers.TrainerState.load_from_json(str(folder / checkpoint.STATE))
-
-    def save_final(self, folder: Path) -> None:
-        """The trained model as a folder of its own, without the optimiser."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:  # whose weights the Trainer gathers from all processes
-            self.save_model(str(folder))
-        elif self.is_world_process_zero():
-            save = adapters.save if self._wears_adapter else checkpoint.save
-            save(self.accelerator.unwrap_model(self.model), self.processing_class, folder)
-        self.accelerator.wait_for_everyone()
 
 
 @contextmanager

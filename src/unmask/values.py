@@ -24,8 +24,10 @@ Refused: TypeAlias = Mapping[str, tuple[Any, str]]
 class UserError(ValueError):
     """Something the user typed or handed in cannot work. Its text says what came, what was expected, what to type.
 
-    The command line prints the text as one line and exits with code 2.
+    The command line prints the text as one line and exits with `code`.
     """
+
+    code = 2
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
