@@ -42,7 +42,7 @@ def asked(keep: Tensor) -> list[Tensor] | None:
 
 def _of(model: Any) -> Any:
     """The last layer of a network in training, where its parts are known and each is run once."""
-    if not (torch.is_grad_enabled() and model.training) or model.is_gradient_checkpointing:
+    if not (torch.is_grad_enabled() and model.training) or model.is_activation_checkpointing:
         return None  # a layer that is run again in the backward pass would find its own forwards there
     names = set(model._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
