@@ -282,7 +282,8 @@ def test_later_checkpoints_are_not_overwritten_by_going_back(finished, model, te
 
 def test_a_diverged_run_stops_and_says_so(tmp_path, model, text, capsys):
     arguments = words(model, f"{text}[train:50,test:10]", tmp_path / "run", learning_rate=1e30, max_grad_norm=0)
-    refused(capsys, "the run has diverged", *arguments)
+    assert main(["pretrain", *arguments]) == 3
+    assert "the run has diverged" in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoint-final").exists()
 
 
@@ -312,8 +313,18 @@ def test_no_space_left_while_saving(tmp_path, model, text, capsys, monkeypatch, 
         monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", full)
     else:
         monkeypatch.setattr(torch, "save", full)
-    refused(capsys, "no space left on the disk", *words(model, f"{text}[train:50,test:10]", tmp_path / "run"))
-    assert not list((tmp_path / "run").glob("*checkpoint*"))
+    arguments = words(model, f"{text}[train:50,test:10]", tmp_path / "run", save_steps=3)
+    code = main(["pretrain", *arguments])
+    said = capsys.readouterr().err
+    assert said.count("checkpoint-3 was not written") == said.count("checkpoint-6 was not written") == 1
+    assert "no space left on the disk" in said
+    if where == "model":  # then there is no final model, either
+        assert code == 2
+        assert "checkpoint-final was not written" in said
+        assert not list((tmp_path / "run").glob("*checkpoint*"))
+    else:
+        assert code == 0
+        assert [path.name for path in (tmp_path / "run").glob("*checkpoint*")] == ["checkpoint-final"]
 
 
 def test_a_full_disk_is_known_behind_other_errors():

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import curve, pretrain, same_weights, weights, words
@@ -25,7 +26,7 @@ def spec(text):
 
 def spoil(monkeypatch, *steps, by=math.nan):
     """The gradient of these steps, counted from 1, is multiplied by something."""
-    step = Trainer.training_step
+    step = transformers.Trainer.training_step
 
     def training_step(self, model, *given, **more):
         loss = step(self, model, *given, **more)
@@ -36,7 +37,7 @@ def spoil(monkeypatch, *steps, by=math.nan):
             loss = loss * by
         return loss
 
-    monkeypatch.setattr(Trainer, "training_step", training_step)
+    monkeypatch.setattr(transformers.Trainer, "training_step", training_step)
 
 
 # -- the judgement
@@ -97,7 +98,7 @@ def test_a_step_that_is_left_out_leaves_the_weights_and_the_rest_of_the_curve_al
 ):
     """As a step whose learning rate is nought, without a trace in the optimiser."""
     spoil(monkeypatch, 3)
-    lines = pretrain(model, spec, tmp_path / "run", save_steps=1, save_total_limit=None, lr_scheduler_type="constant")
+    lines = pretrain(model, spec, tmp_path / "run", save_steps=1, save_total_limit=50, lr_scheduler_type="constant")
     assert same_weights(tmp_path / "run/checkpoint-2", tmp_path / "run/checkpoint-3")
     assert not same_weights(tmp_path / "run/checkpoint-3", tmp_path / "run/checkpoint-4")
     said = [line for line in lines if line.get("skipped_steps")]
@@ -133,7 +134,7 @@ def test_the_rows_of_such_a_step_are_kept(model, spec, tmp_path, monkeypatch, by
         assert byte_tokenizer.decode(row["input_ids"]) == row["text"]
         assert 0 < row["t"] <= 1
         assert all(place < len(row["input_ids"]) for place in row["masked"])
-        assert row["nats"] > 0
+        assert row["nats"] >= 0
 
 
 def test_after_so_many_in_a_row_the_run_ends_with_a_code_of_its_own(model, spec, tmp_path, monkeypatch, capsys):
@@ -147,7 +148,7 @@ def test_after_so_many_in_a_row_the_run_ends_with_a_code_of_its_own(model, spec,
 
 
 def test_rollback_takes_the_weights_from_before_and_the_rows_that_come(model, spec, tmp_path, monkeypatch, capsys):
-    usual = {"max_steps": 12, "save_steps": 2, "save_total_limit": None, "max_skipped_steps": 2}
+    usual = {"max_steps": 12, "save_steps": 2, "save_total_limit": 50, "max_skipped_steps": 2}
     spoil(monkeypatch, 6, 7)
     back, moments = Trainer._roll_back, {}
 
@@ -191,7 +192,7 @@ def test_off_looks_at_nothing(model, spec, tmp_path, monkeypatch, capsys):
 
 
 def test_stopped_and_resumed_in_a_streak_it_is_the_uninterrupted_run(model, spec, tmp_path, monkeypatch):
-    usual = {"max_steps": 10, "save_steps": 1, "save_total_limit": None, "max_skipped_steps": 3}
+    usual = {"max_steps": 10, "save_steps": 1, "save_total_limit": 50, "max_skipped_steps": 3}
     spoil(monkeypatch, 4, 5, 8)
     pretrain(model, spec, tmp_path / "whole", **usual)
     pretrain(model, spec, tmp_path / "parts", **usual)

@@ -138,7 +138,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {
         *("config", "report", "noise", "corpus", "encode", "tokens", "models", "adapters", "objectives", "batches"),
         *("prepare", "prepared", "checkpoint", "validate", "trainer", "trackers", "folders", "advice", "compiling"),
-        "divergence",
+        *("divergence", "guarded"),
     },
     # commands
     "pretrain": {"config", "train", "models", "prepare"},

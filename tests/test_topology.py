@@ -89,7 +89,7 @@ def test_loss_curves_are_those_of_one_process(way, alone, tiny, spec, tmp_path):
 def test_a_run_goes_on_with_another_number_of_processes(way, before, after, alone, tiny, spec, tmp_path):
     """In the middle of an epoch: optimiser, rows and noise are those of the run that was never stopped."""
     folder = tmp_path / "run"
-    usual = USUAL | {"save_steps": 20, "save_total_limit": None}
+    usual = USUAL | {"save_steps": 20, "save_total_limit": 50}
     done, _ = start(way, before, tmp_path, words(tiny, spec, folder, **usual, **shape(before)))
     assert done.returncode == 0, done.stderr[-3000:]
     import shutil

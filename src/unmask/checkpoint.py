@@ -221,8 +221,9 @@ def all_or_nothing(folder: Path) -> Iterator[None]:
         line = why_not(error, folder.parent)
         if line is None:
             raise
+        name = folder.name.removeprefix(".").removesuffix(".part")
         raise UserError(
-            f"{line}: {folder.name} was not written, its part was removed. Mend that, then go on with "
+            f"{line}: {name} was not written, its part was removed. Mend that, then go on with "
             "--resume_from_checkpoint auto."
         ) from None
 

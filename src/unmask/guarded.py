@@ -25,6 +25,18 @@ from unmask.saving import Saving
 UNREADABLE = (OSError, UserError, pyarrow.ArrowException, DatasetGenerationError, RuntimeError)
 
 
+class Lost(UserError):
+    """A process of the run is gone: exit code 4, so that a script can start the run again."""
+
+    code = 4
+
+
+def lost_process(error: RuntimeError) -> bool:
+    """Whether an error is that of talking to a process that is gone, by gloo or NCCL."""
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Socket")
+    return isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in words)
+
+
 class Guarded(Saving):
     """The same, whose steps are looked at by a `Guard` before the optimiser makes them."""
 

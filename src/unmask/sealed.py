@@ -105,8 +105,10 @@ def fault(folder: Path, hashes: bool) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"its {name} is missing"
-        if path.stat().st_size != wanted["bytes"]:
-            return f"its {name} has {path.stat().st_size:,} bytes and was written with {wanted['bytes']:,}"
+        size = path.stat().st_size
+        if size != wanted["bytes"]:
+            what = "cut short" if size < wanted["bytes"] else "longer than it was"
+            return f"its {name} is {what} ({size:,} bytes instead of {wanted['bytes']:,})"
     if not hashes:
         return None
     with ThreadPoolExecutor(THREADS) as pool:

@@ -330,23 +330,10 @@ def _size(manifest: dict[str, Any]) -> str:
     return f"{every} parameters" if every == some else f"{some} of {every} parameters"
 
 
-class Lost(UserError):
-    """A process of the run is gone: exit code 4, so that a script can start the run again."""
-
-    code = 4
-
-
-def lost_process(error: RuntimeError) -> bool:
-    """Whether an error is that of talking to a process that is gone, by gloo or NCCL."""
-    import torch.distributed as dist
-
-    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Socket")
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
-
-
 def go(run: Run) -> int:
     """Train, validate, save. Returns the exit code: 0, or 130 / 143 when stopped by Ctrl-C / SIGTERM."""
     from unmask import advice, checkpoint, trackers
+    from unmask.guarded import Lost, lost_process
 
     trainer, folder = run.trainer, run.folder
     first = trainer.is_world_process_zero()

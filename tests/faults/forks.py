@@ -18,8 +18,9 @@ from pathlib import Path
 
 SERVER = """
 import importlib, json, os, sys
-for name in ("torch", "datasets", "accelerate", "matplotlib.figure", "unmask.train", "unmask.trainer", "unmask.pretrain",
-             "unmask.models", "unmask.prepare", "unmask.sft", "unmask.trackers", "unmask.tokens", "unmask.validate",
+for name in ("torch", "datasets", "accelerate", "matplotlib.figure", "unmask.train", "unmask.trainer",
+             "unmask.pretrain", "unmask.models", "unmask.prepare", "unmask.sft", "unmask.trackers", "unmask.tokens",
+             "unmask.validate",
              "transformers.models.llama.modeling_llama", "transformers.models.auto.modeling_auto",
              "transformers.models.auto.tokenization_auto", "transformers.integrations.integration_utils"):
     importlib.import_module(name)

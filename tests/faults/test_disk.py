@@ -1,4 +1,4 @@
-"""A disk that is full, or can no longer be written to: what was saved stays whole, the run says so, and goes on later."""
+"""A disk that is full or read-only: what was saved stays whole, the run says so, and goes on when that is mended."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ from runs import same_weights, words
 
 pytestmark = pytest.mark.slow
 
-USUAL = {"max_steps": 40, "save_steps": 10, "save_total_limit": None, "eval_strategy": "no"}
+USUAL = {"max_steps": 40, "save_steps": 10, "save_total_limit": 50, "eval_strategy": "no"}
 
 
 def may_mount() -> bool:

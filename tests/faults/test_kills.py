@@ -32,7 +32,9 @@ WAYS = {"rows": {}, "stream": {"streaming": True, "shuffle": False}, "shuffled s
 
 def begin(forks, model, spec, folder, settings):
     again = {"resume_from_checkpoint": "auto"} if checkpoint.numbered(folder) else {"overwrite_output_dir": True}
-    return forks.start(words(model, spec, folder, **USUAL, **settings, **again), folder.with_suffix(".log"))
+    return forks.start(
+        ["pretrain", *words(model, spec, folder, **USUAL, **settings, **again)], folder.with_suffix(".log")
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 60
 SOON = 60  # seconds in which the whole job has to end
-USUAL = {"max_steps": STEPS, "save_steps": 10, "eval_strategy": "no", "save_total_limit": None}
+USUAL = {"max_steps": STEPS, "save_steps": 10, "eval_strategy": "no", "save_total_limit": 50}
 SHARED = {**USUAL, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}  # by two processes
 
 
