@@ -83,13 +83,11 @@ def _some(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, asked: list[Tensor], **how: Any
 ) -> Tensor:
     """The same, of each row's places that are asked for; nought elsewhere. (rows, places, heads, width)"""
-    rows, heads, length, _ = query.shape
-    made = [value.new_zeros(1, length, heads, value.shape[3]) for _ in range(rows)]
+    made = []
     for row, places in enumerate(asked):
-        if len(places):  # sdpa of transformers 5.23 knows no fewer than one
-            one = slice(row, row + 1)
-            some = sdpa_attention_forward(module, query[one, :, places], key[one], value[one], None, **how)[0]
-            made[row] = made[row].index_copy(1, places, some)
+        one = slice(row, row + 1)
+        some = sdpa_attention_forward(module, query[one, :, places], key[one], value[one], None, **how)[0]
+        made.append(some.new_zeros(1, query.shape[2], *some.shape[2:]).index_copy(1, places, some))
     return torch.cat(made)
 
 

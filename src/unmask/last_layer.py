@@ -35,8 +35,12 @@ def only(model: Any, keep: Tensor) -> tuple[dict[nn.Module, list[Tensor]], dict[
 
 
 def asked(keep: Tensor) -> list[Tensor] | None:
-    """Of each row the numbers of the places where `keep` is true; None where that is nearly all of them."""
-    rows = [row.nonzero()[:, 0] for row in keep]
+    """Of each row the numbers of the places where `keep` is true; None where that is nearly all of them.
+
+    A row of which nothing is asked asks its first place: each weight has its part in each loss, if only nought, or DDP
+    would wait for its gradient for ever.
+    """
+    rows = [row.nonzero()[:, 0] if row.any() else keep.new_zeros(1, dtype=torch.long) for row in keep]
     return rows if sum(map(len, rows)) <= MOST * keep.numel() else None
 
 
