@@ -1,7 +1,7 @@
 """The tables of docs/devices.md: what each way of sharing a model needs on a GPU, computed by `unmask estimate`.
 
 In:  nothing.  Out: the tables between the marks in docs/devices.md and docs/devices.zh-CN.md, made again:
-     `python benchmarks/memory_table.py`; about two minutes on two cores, no GPU and no weights.
+     `python benchmarks/memory_table.py`; about three minutes on two cores, no GPU and no weights.
 
 Nothing here is measured. `row(name)` is one row; a test compares one with the pages.
 """

@@ -86,6 +86,7 @@ if [ -n "$asked" ]; then
   fi
   kind=$(sed -n "s/^distributed_type: *['\"]\{0,1\}\([A-Z_]*\).*/\1/p" "$accelerate")
   if [ -z "$kind" ]; then stop "$accelerate is no file of accelerate's: it has no distributed_type."; fi
+  if [ "$device" = mps ] && [ "$kind" != NO ]; then stop "$accelerate shares a model between GPUs, and a Mac has one."; fi
   case "$kind" in
     NO) if [ "$NUM_PROCESSES" != 1 ]; then stop "$accelerate is for one process; NUM_PROCESSES=$NUM_PROCESSES go by ddp."; fi ;;
     FSDP) if [ "$device" = cpu ]; then stop "$accelerate needs GPUs: accelerate would start plain DDP here."; fi ;;
@@ -99,9 +100,8 @@ fi
 
 echo "$name: ${CONFIG:-$script} on $device, processes: $NUM_PROCESSES${asked:+, $accelerate}" >&2
 command=("$script" ${CONFIG:+--configs "$CONFIG"} "$@")
-if [ "$device" = mps ]; then # one GPU, which none of accelerate's files means
-  if [ -n "$asked" ] && [ "$kind" != NO ]; then stop "$accelerate shares a model between GPUs, and a Mac has one."; fi
-  if [ -z "$asked" ]; then exec "$PYTHON" "${command[@]}"; fi
+if [ "$device" = mps ] && [ -z "$asked" ]; then # one GPU, which none of accelerate's files means
+  exec "$PYTHON" "${command[@]}"
 fi
 # On SIGTERM torch's launcher gives its processes 30 seconds, too few for the checkpoint of a large model (torch 2.13).
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-900}"
