@@ -69,9 +69,8 @@ def row(name: str) -> str:
 
 
 def row_off(name: str) -> str:
-    """With what is not in use in the machine's memory: on one GPU, and on each of 8; behind the plus that memory."""
-    ways = [(way, count) for count in (1, GPUS) for way in AWAY]
-    cells = [f"{amount(here)} + {amount(away)}" for here, away in parts(name, ways)]
+    """With what is not in use in the machine's memory, behind the plus. The number of GPUs in it changes neither."""
+    cells = [f"{amount(here)} + {amount(away)}" for here, away in parts(name, [(way, 1) for way in AWAY])]
     return " | ".join([f"| {name}", *cells]) + " |"
 
 

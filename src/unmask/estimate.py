@@ -248,7 +248,8 @@ def _mapping() -> dict[Any, Any]:
 def _pieces(model: nn.Module) -> list[nn.Module]:
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in kinds]
-    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    network: Any = model
+    tables = (network.get_input_embeddings(), network.get_output_embeddings())
     return [*layers, *(table for table in tables if table is not None)]
 
 
