@@ -504,3 +504,29 @@ def test_zero_has_the_losses_of_one_process(name: str, small: tuple[Path, str], 
     assert done.returncode == 0, done.stderr[-3000:]
     for one, two in zip(curve(alone, "loss"), curve(read_metrics(out), "loss"), strict=True):
         assert two == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_told_to_stop_lets_its_processes_save(small: tuple[Path, str], tmp_path: Path) -> None:
+    """What the job for Slurm relies on: SIGTERM to the launcher alone, a checkpoint of all processes, and going on."""
+    out = tmp_path / "run"
+    recipe = tmp_path / "recipe.yaml"
+    given = words(*small, out, **{**SAME, "max_steps": 100_000})
+    settings = dict(zip(given[::2], given[1::2], strict=True))
+    recipe.write_text("".join(f"{key.removeprefix('--')}: {value}\n" for key, value in settings.items()))
+    surroundings = {**os.environ, "PYTHON": sys.executable, "CONFIG": str(recipe), "NUM_PROCESSES": "2"}
+    surroundings |= {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1", "ACCELERATE_CONFIG": "ddp"}
+    command = ["bash", str(ROOT / "scripts" / "train-pt.sh")]
+    process = subprocess.Popen(command, env=surroundings, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    metrics = out / "metrics.jsonl"
+    for _ in range(1200):
+        if metrics.exists() and metrics.read_text().count("\n") > 3:
+            break
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)  # bash has given its place to the launcher
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    (saved,) = out.glob("checkpoint-*")
+    assert (saved / "optimizer.pt").exists()
+    assert f"stopped at step {saved.name.split('-')[1]}" in said
