@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,28 @@ def test_every_part_has_its_commands(tmp_path: Path) -> None:
             for command in run.commands(part, arguments, tmp_path):
                 assert (BENCHMARKS / command[0]).is_file()
                 assert ("--device" in command) == (device == "cuda" and part != "data")
+
+
+@pytest.mark.usefixtures("scripts")
+def test_the_memory_tables_have_their_rows_and_columns_in_both_languages() -> None:
+    import memory_table
+
+    rows = [re.findall(r"(?m)^\| (?:\d+M|\d+B).*\|$", page.read_text(encoding="utf-8")) for page in memory_table.PAGES]
+    assert rows[0] == rows[1]
+    names = [row.split(" | ")[0].removeprefix("| ") for row in rows[0]]
+    assert names == [*memory_table.RUNS, *memory_table.RUNS]
+    for number, row in enumerate(rows[0]):
+        wanted = 2 + len(memory_table.WAYS) if number < len(memory_table.RUNS) else 1 + len(memory_table.AWAY)
+        assert row.count("|") - 1 == wanted
+    for page in memory_table.PAGES:
+        assert re.search(r"not measured|不是测量值", page.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("scripts")
+def test_the_memory_tables_say_what_estimate_says() -> None:
+    import memory_table
+
+    page = memory_table.PAGES[0].read_text(encoding="utf-8")
+    assert f"\n{memory_table.row('100M')}\n" in page
+    assert f"\n{memory_table.row_off('100M')}\n" in page

@@ -2,6 +2,7 @@
 
 import json
 import os
+import typing
 
 import pytest
 
@@ -33,23 +34,55 @@ def test_the_parts_make_the_peak(capsys):
     assert found["seconds_per_step"] > 0
 
 
-@pytest.mark.parametrize(
-    ("sharding", "shared", "whole"),
-    [
-        ("ddp", (), ("weights", "gradients", "optimiser", "buckets")),
-        ("zero1", ("optimiser",), ("weights", "gradients")),
-        ("zero2", ("optimiser", "gradients"), ("weights",)),
-        ("zero3", ("optimiser", "gradients", "weights"), ("gathered",)),
-        ("fsdp", ("optimiser", "gradients", "weights"), ("gathered",)),
-    ],
-)
+WAYS = [
+    ("ddp", (), ("weights", "gradients", "optimiser")),
+    ("zero1", ("optimiser",), ("weights", "gradients", "buckets")),
+    ("zero2", ("optimiser", "gradients"), ("weights", "buckets")),
+    ("zero3", ("optimiser", "gradients", "weights"), ("buckets",)),
+    ("fsdp", ("optimiser", "gradients", "weights"), ("passing",)),
+    ("zero2-offload", (), ("weights", "buckets")),
+    ("zero3-offload", (), ("gathered", "buckets")),
+    ("fsdp-offload", (), ("gathered", "passing")),
+]
+
+
+@pytest.mark.parametrize(("sharding", "shared", "whole"), WAYS)
 def test_devices_share_what_the_way_of_sharing_says(sharding, shared, whole, capsys):
-    alone = asked(capsys)["bytes"]
-    four = asked(capsys, "--num_processes", "4", "--sharding", sharding)["bytes"]
+    one, four = (asked(capsys, "--num_processes", count, "--sharding", sharding) for count in "14")
     for name in shared:
-        assert four[name] == pytest.approx(alone[name] / 4, abs=1)
+        assert four["bytes"][name] == pytest.approx(one["bytes"][name] / 4, abs=1)
     for name in whole:
-        assert four[name] >= alone.get(name, 1)
+        assert four["bytes"][name] == pytest.approx(one["bytes"][name], rel=1e-3)
+        assert four["bytes"][name] > 0
+    assert four["offloaded_bytes"] == pytest.approx(one["offloaded_bytes"] / 4, abs=1)
+
+
+def test_what_is_offloaded_is_what_lay_on_the_device(capsys):
+    for way in ("zero2", "zero3", "fsdp"):
+        here, away = (asked(capsys, "--num_processes", "2", "--sharding", way + off) for off in ("", "-offload"))
+        gone = here["bytes"].keys() - away["bytes"].keys()
+        assert gone == {"optimiser", "gradients"} | ({"weights"} if way != "zero2" else set())
+        more = 2 * here["bytes"]["gradients"] if way != "fsdp" else here["bytes"]["gradients"]  # there in float32
+        rest = sum(here["bytes"][name] for name in gone - {"gradients"})
+        assert away["offloaded_bytes"] == pytest.approx(rest + more, rel=1e-3)
+        assert here["offloaded_bytes"] == 0
+
+
+def test_the_ways_that_compute_in_bfloat16_keep_what_they_keep(capsys):
+    """Bytes a parameter under AdamW: of DeepSpeed 2 and 2, and 12 of its optimiser; of FSDP2 4, 4 and 8."""
+    for way, each in (("zero1", (2, 2, 12)), ("zero3", (2, 2, 12)), ("fsdp", (4, 4, 8)), ("ddp", (4, 4, 8))):
+        found = asked(capsys, "--sharding", way)
+        for name, size in zip(("weights", "gradients", "optimiser"), each, strict=True):
+            assert found["bytes"][name] == pytest.approx(size * found["parameters"], rel=0.02), (way, name)
+    whole = asked(capsys, "--sharding", "zero2", "--bf16", "false")
+    assert whole["bytes"]["weights"] == pytest.approx(4 * whole["parameters"], rel=0.02)
+
+
+def test_what_lies_off_the_device_is_told(capsys):
+    assert main(["estimate", "pretrain", *SMALL, "--sharding", "fsdp-offload"]) == 0
+    told = capsys.readouterr().out
+    assert "fsdp-offload over 1 devices" in told
+    assert "and in the machine's memory, for each device" in told
 
 
 def test_settings_are_those_of_the_run(capsys):
@@ -106,6 +139,5 @@ def test_the_tutorials_recipes_can_be_estimated(capsys):
 
 
 def test_every_way_of_sharing_says_what_it_shares():
-    import typing
-
-    assert set(estimation.SHARED) == set(typing.get_args(estimation.Sharding))
+    ways = set(typing.get_args(estimation.Sharding))
+    assert ways == {*estimation.SHARED, *estimation.OFF} == {way for way, *_ in WAYS}

@@ -35,8 +35,8 @@ from unmask.instruct import SFTDataArguments
 from unmask.objectives import masked
 
 ROOT = Path(__file__).resolve().parent.parent
-README, GUIDE = ROOT / "README.md", ROOT / "docs" / "guide.md"
-CHINESE = {README: ROOT / "README.zh-CN.md", GUIDE: ROOT / "docs" / "guide.zh-CN.md"}
+README, GUIDE, DEVICES = ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "devices.md"
+CHINESE = {page: page.with_name(f"{page.stem}.zh-CN.md") for page in (README, GUIDE, DEVICES)}
 PAGES = [*CHINESE, *CHINESE.values()]
 
 
@@ -193,6 +193,18 @@ def check(words: tuple[str, ...]) -> None:
 
         read = get_args_parser().parse_args(rest)
         check_launched(read.module, read.training_script, read.training_script_args)
+    elif program == "sbatch":
+        while rest[0].startswith("--"):
+            option = rest.pop(0)
+            assert re.fullmatch(r"--(nodes|gres|time)=\S+", option), option
+        assert rest.pop(0) == "scripts/train.slurm.sh"
+        taken = {"--accelerate_config": "ddp", "--script_path": "examples/llada/sft.py"}
+        for name in taken:
+            if name in rest:
+                taken[name] = rest.pop(rest.index(name) + 1)
+                rest.remove(name)
+        assert (ROOT / "configs" / f"{taken['--accelerate_config']}.yaml").is_file()
+        check_launched(False, taken["--script_path"], rest)
     elif program == "bash":
         script = (ROOT / rest[0]).read_text(encoding="utf-8")
         starts = re.search(r"(?:examples|dllm)/[\w/]+/(pt|sft|eval)\.py", script)
@@ -249,6 +261,9 @@ def test_a_wrong_command_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None
         "python scripts/eval-rules.py --rulers threshold",
         "NUM_PROCESSES=2 bash scripts/train-pt.sh --max_step 3",
         "bash scripts/none.sh",
+        "sbatch --node=2 scripts/train.slurm.sh",
+        "sbatch scripts/train.slurm.sh --accelerate_config fsdb",
+        "sbatch scripts/train.slurm.sh --max_step 3",
         "make nothing",
     ):
         with pytest.raises((UserError, AssertionError, FileNotFoundError)):
@@ -257,9 +272,13 @@ def test_a_wrong_command_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("page", PAGES, ids=short)
 def test_an_option_that_is_named_in_the_text_exists(page: Path) -> None:
+    from accelerate.commands.launch import launch_command_parser
+
     from unmask.train import trainer_fields
 
-    known = {"help", "help_all", "config", "configs", "config_file", "version", *trainer_fields()}
+    launcher = vars(launch_command_parser().parse_args(["script"])) if "devices" in page.stem else ()
+    known = {*launcher, *(("signal",) if launcher else ())}  # and sbatch's
+    known |= {"help", "help_all", "config", "configs", "config_file", "version", *trainer_fields()}
     kinds = {"prepare": ["pretrain", "sft"], "estimate": ["pretrain", "sft"], "bench": ["decode"]}
     for command in COMMANDS:
         for words in [[command, kind] for kind in kinds[command]] if command in kinds else [[command]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -56,7 +57,7 @@ class Found:
 
     Attributes:
         weights, gradients, optimiser: bytes that stay. peak: the most bytes in use at once, these included.
-        largest: of the weights of one layer, which sharded training gathers.
+        largest: of the weights of one piece (a layer, the embedding, the head), which sharded training gathers.
         operations: multiplications and additions of matrix products and attention, of one micro-batch.
         trained, parameters: numbers of them. linear, linear_bytes: of the frozen matrices that 4 bits would take.
     """
@@ -188,7 +189,7 @@ def _gone_through(make: Any, shape: Shape, optimiser: Any, live: Live) -> Found:
         model.gradient_checkpointing_enable()
     trained = [p for p in model.parameters() if p.requires_grad]
     weights = live.now
-    sizes = [sum(p.numel() * p.element_size() for p in m.parameters()) for m in _layers(model)]
+    sizes = [sum(p.numel() * p.element_size() for p in m.parameters()) for m in _pieces(model)]
     frozen = [
         m.weight
         for m in model.modules()
@@ -199,14 +200,16 @@ def _gone_through(make: Any, shape: Shape, optimiser: Any, live: Live) -> Found:
     if shape.device == "cpu":
         attention.for_training(bare)
     predict = Predictor(bare, model)
+    with FlopCounterMode(display=False, custom_mapping=_mapping()) as counter:
+        _loss(predict, shape, shape.rows, shape.asked).backward()
+    # While it counts, what checkpointing makes again stays until the end of the backward pass (torch 2.13).
+    model.zero_grad()
+    gc.collect()
     live.peak = live.now
-    state, operations = 0, 0.0
+    state = 0
     for micro in (1, shape.micro):  # the second step has the optimiser's state beside it
         for _ in range(micro):
-            counter = FlopCounterMode(display=False, custom_mapping=_mapping())
-            with counter:
-                _loss(predict, shape, shape.rows, shape.asked).backward()
-            operations = float(counter.get_total_flops())
+            _loss(predict, shape, shape.rows, shape.asked).backward()
         gradients = sum(p.grad.numel() * p.grad.element_size() for p in trained if p.grad is not None)
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         stepper.step()
@@ -230,7 +233,7 @@ def _gone_through(make: Any, shape: Shape, optimiser: Any, live: Live) -> Found:
         optimiser=state,
         peak=peak,
         largest=max(sizes, default=0),
-        operations=operations,
+        operations=float(counter.get_total_flops()),
         trained=sum(p.numel() for p in trained),
         parameters=sum(p.numel() for p in model.parameters()),
         linear=sum(p.numel() for p in frozen),
@@ -242,9 +245,12 @@ def _mapping() -> dict[Any, Any]:
     return {op: count for op, count in COUNTED.items() if op not in flop_registry}
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
+def _pieces(model: nn.Module) -> list[nn.Module]:
     kinds = set(getattr(model, "_no_split_modules", None) or ())
-    return [module for module in model.modules() if type(module).__name__ in kinds]
+    layers = [module for module in model.modules() if type(module).__name__ in kinds]
+    network: Any = model
+    tables = (network.get_input_embeddings(), network.get_output_embeddings())
+    return [*layers, *(table for table in tables if table is not None)]
 
 
 def _loss(predict: Predictor, shape: Shape, rows: int, asked: int) -> Tensor:

@@ -30,7 +30,7 @@ REACHED = {"cpu": 0.6, "other": 0.4}
 BESIDE = {"cpu": 0.49 * GIB, "other": 0.6 * GIB}
 # Of the tensors' bytes, what lies unused between them; on a CPU fitted to benchmarks/results/estimate.json.
 UNUSED = {"cpu": 0.155, "other": 0.05}
-Sharding = Literal["ddp", "zero1", "zero2", "zero3", "fsdp"]
+Sharding = Literal["ddp", "zero1", "zero2", "zero3", "fsdp", "zero2-offload", "zero3-offload", "fsdp-offload"]
 SHARED: dict[str, tuple[str, ...]] = {
     "ddp": (),
     "zero1": ("optimiser",),
@@ -38,7 +38,13 @@ SHARED: dict[str, tuple[str, ...]] = {
     "zero3": ("optimiser", "gradients", "weights"),
     "fsdp": ("optimiser", "gradients", "weights"),
 }
-"""What the processes share out among them."""
+"""What the processes share out among them, by the names of files in `configs/`."""
+OFFLOADED = {name: SHARED[name] for name in ("zero2", "zero3", "fsdp")}
+"""What `-offload` behind the name puts into the machine's memory."""
+OFF = {f"{name}-offload" for name in OFFLOADED}
+# Numbers in DeepSpeed's buffer for gradients on their way, whatever the model, and the most of gathered weights that
+# stage 3 keeps: its defaults for reduce_bucket_size and stage3_max_live_parameters.
+BUCKET, LIVE = 500_000_000, 1_000_000_000
 
 
 @dataclasses.dataclass
@@ -47,7 +53,9 @@ class EstimateArguments:
 
     device: str | None = option(None, "What it is to run on: cpu, cuda. The one that is here if left out.")
     num_processes: int = option(1, "Devices, one process each.")
-    sharding: Sharding = option("ddp", "What several devices share: ddp nothing, zero1 … zero3 and fsdp more and more.")
+    sharding: Sharding = option(
+        "ddp", "What several devices share: ddp nothing, zero1 … zero3 and fsdp more and more; or what lies off them."
+    )
     row_length: int | None = option(
         None, "Tokens of a row, for conversations shorter than --max_length. As long as that if left out."
     )
@@ -76,13 +84,14 @@ class Plan:
 
     Attributes:
         make: the model, for `estimate.step`. optimiser: likewise. four_bits: of the frozen weights, saved by 4 bits.
-        steps: of the run; None where only the data say.
+        narrow: computed in bfloat16 throughout, and not by autocast. steps: of the run; None where only the data say.
     """
 
     make: Any
     shape: Shape
     optimiser: Any
     four_bits: bool
+    narrow: bool
     steps: int | None
     name: str
     optim: str
@@ -111,13 +120,16 @@ def plan(kind: str, parsed: Parsed) -> Plan:
     stored = getattr(config, "dtype", None) or torch.bfloat16
     usual = stored if wears and device != "cpu" else torch.float32
     dtype = getattr(torch, model.dtype) if model.dtype else usual
+    # DeepSpeed and FSDP2, as accelerate 1.15 sets them up, have the network itself in bfloat16 where DDP has autocast
+    narrow = bool(args.bf16) and asked.sharding != "ddp"
     how = {"attn_implementation": "sdpa"}  # flash kernels and this one keep the same
 
     def make() -> Any:
         with no_init_weights():
             made = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, **how)
         made.get_input_embeddings().padding_idx = None
-        return adapters.attach(made, lora[0]) if wears else made
+        made = adapters.attach(made, lora[0]) if wears else made
+        return made.to(torch.bfloat16) if narrow else made
 
     def optimiser(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         kind, settings = transformers.Trainer.get_optimizer_cls_and_kwargs(args)
@@ -137,33 +149,47 @@ def plan(kind: str, parsed: Parsed) -> Plan:
         asked=rows * places if causal else max(1, rows * places // 2),  # half of them, on average
         micro=min(2, args.gradient_accumulation_steps),
         eval_rows=max(1, args.per_device_eval_batch_size * length // places),
-        bfloat16=bool(args.bf16),
+        bfloat16=bool(args.bf16) and not narrow,
         checkpointing=bool(args.gradient_checkpointing),
         device=device,
     )
     steps = args.max_steps if args.max_steps > 0 else None
     optim = str(getattr(args.optim, "value", args.optim))
     name = str(model.model_name_or_path)
-    return Plan(make, shape, optimiser, wears and lora[0].load_in_4bit, steps, name, optim)
+    return Plan(make, shape, optimiser, wears and lora[0].load_in_4bit, narrow, steps, name, optim)
 
 
-def shares(found: Found, asked: EstimateArguments, four_bits: bool) -> dict[str, float]:
-    """Bytes on each device by what they are for; the sum is the peak."""
+def shares(found: Found, asked: EstimateArguments, what: Plan) -> tuple[dict[str, float], float]:
+    """Bytes on each device by what they are for, whose sum is the peak; and those in the machine's memory for each."""
     device = "cpu" if asked.device == "cpu" else "other"
     parts = {name: float(getattr(found, name)) for name in ("weights", "gradients", "optimiser", "passing")}
-    if four_bits:  # nf4: half a byte a number and a scale for each 64 of them; the embedding and the head stay
+    if what.four_bits:  # nf4: half a byte a number and a scale for each 64 of them; the embedding and the head stay
         parts["weights"] += found.linear * (0.5 + 4 / 64) - found.linear_bytes
-    count = asked.num_processes
-    if count > 1:
-        for name in SHARED[asked.sharding]:
-            parts[name] /= count
-        if "weights" in SHARED[asked.sharding]:
-            parts["gathered"] = 2.0 * found.largest  # one layer in use, the next on its way
-        if asked.sharding == "ddp":
-            parts["buckets"] = float(found.gradients)  # torch's DDP sends copies
+    way, count = asked.sharding.removesuffix("-offload"), asked.num_processes
+    width = 2 if what.narrow else 4
+    if what.narrow:
+        parts["optimiser"] *= 2  # it works in float32, here as everywhere
+        if way == "fsdp":  # so do the parts that are kept of weights and gradients
+            parts["weights"] += 2.0 * found.trained
+            parts["gradients"] *= 2
+    if way.startswith("zero"):
+        parts["optimiser"] += 4.0 * found.trained  # with a copy, in float32, of what it trains
+        parts["buckets"] = float(width * BUCKET)
+        if asked.sharding in OFF:  # gradients lie there as that optimiser wants them
+            parts["gradients"] = 4.0 * found.trained
+        else:  # and here are made so for its step, when activations are gone
+            parts["passing"] = max(parts["passing"], 4.0 * found.trained / count)
+    if "weights" in SHARED[way] and (count > 1 or asked.sharding in OFF):
+        live = width * min(LIVE, found.parameters)  # of FSDP: one piece in use, the next on its way, a gradient
+        parts["gathered"] = float(live if way == "zero3" else 3 * found.largest)
+    if way == "ddp" and count > 1:
+        parts["buckets"] = float(found.gradients)  # torch's DDP sends copies
+    for name in SHARED[way]:
+        parts[name] /= count
+    away = sum(parts.pop(name) for name in OFFLOADED[way]) if asked.sharding in OFF else 0.0
     parts["unused"] = UNUSED[device] * sum(parts.values())
     parts["libraries"] = BESIDE[device]
-    return parts
+    return parts, away
 
 
 WORDS = {
@@ -171,7 +197,7 @@ WORDS = {
     "gradients": "gradients",
     "optimiser": "optimiser",
     "passing": "in passing: activations, chunks of logits",
-    "gathered": "layers gathered from all devices",
+    "gathered": "weights gathered from all devices",
     "buckets": "gradients on their way to other devices",
     "unused": "left unused between them",
     "libraries": "the program and its libraries",
@@ -194,19 +220,21 @@ def main(argv: list[str]) -> int:
     what = plan(kind, parsed)
     asked.device = what.shape.device
     found = estimate.step(what.make, what.shape, what.optimiser)
-    parts = shares(found, asked, what.four_bits)
+    parts, away = shares(found, asked, what)
     training: TrainingArguments = parsed.groups[-2]
     micro = training.gradient_accumulation_steps
     rows = training.per_device_train_batch_size * micro * asked.num_processes
     tokens = what.shape.rows * what.shape.places * micro * asked.num_processes
     operations = found.operations * micro
-    rate = processor.here(what.shape.device, what.shape.bfloat16)
+    narrow = what.narrow or what.shape.bfloat16
+    rate = processor.here(what.shape.device, narrow)
     seconds = operations / rate / REACHED.get(what.shape.device, REACHED["other"]) if rate else None
     summary = {
         "parameters": found.parameters,
         "trained": found.trained,
         "bytes": {name: round(value) for name, value in parts.items()},
         "peak_bytes": round(sum(parts.values())),
+        "offloaded_bytes": round(away),
         "operations_per_step_and_device": operations,
         "rows_per_step": rows,
         "tokens_per_step": tokens,
@@ -219,12 +247,15 @@ def main(argv: list[str]) -> int:
     size += (
         " parameters" if found.trained == found.parameters else f" parameters, {report.amount(found.trained)} trained"
     )
-    arithmetic = "bfloat16" if what.shape.bfloat16 else "float32"
+    arithmetic = "bfloat16" if narrow else "float32"
     print(f"{what.name}: {size}; {arithmetic} arithmetic, {what.optim}, on {what.shape.device}")
-    shared = f", {asked.sharding} over {asked.num_processes} devices" if asked.num_processes > 1 else ""
+    several = asked.num_processes > 1 or asked.sharding != "ddp"
+    shared = f", {asked.sharding} over {asked.num_processes} devices" if several else ""
     print(f"memory of each device, computed{shared}: {sum(parts.values()) / GIB:.1f} GiB at most")
     for name, value in parts.items():
         print(f"  {WORDS[name]:<42}{value / GIB:8.2f} GiB")
+    if away:
+        print(f"  and in the machine's memory, for each device: {away / GIB:.1f} GiB")
     print(f"a step: {rows:,} rows, {tokens:,} tokens, {operations / 1e12:,.1f} trillion operations on each device")
     if rate is None or seconds is None:
         print(f"  how long that takes is known where there is a {what.shape.device}: type this there.")
