@@ -41,8 +41,12 @@ def set_up(kind):
             shared = state.PartialState._shared_state
             if not shared:
                 state.PartialState(cpu=True)
-            shared["distributed_type"] = DistributedType.MULTI_GPU
+            first = "fsdp_plugin" not in state.AcceleratorState._shared_state
+            if first:
+                shared["distributed_type"] = DistributedType.MULTI_GPU
             begin(self, *given, **more)
+            if first:
+                shared["distributed_type"] = self.distributed_type  # each later one takes it from there
 
         state.AcceleratorState.__init__ = as_if_on_gpus
     if kind.startswith("zero"):

@@ -139,7 +139,9 @@ class Saving(transformers.Trainer):
         The Trainer (transformers 5.23) writes none under FSDP with sharded checkpoints.
         """
         if self.is_fsdp_enabled:
-            self._save(output_dir, self.accelerator.get_state_dict(self.model_wrapped))
+            whole = self.accelerator.get_state_dict(self.model_wrapped)
+            # on a CPU they may be on their way still (torch 2.13: AsyncCollectiveTensor), and have no memory to write
+            self._save(output_dir, {name: v.wait() if hasattr(v, "wait") else v for name, v in whole.items()})
         else:
             super().save_model(output_dir, _internal_call)
 
