@@ -105,3 +105,18 @@ def test_nothing_asked_for_costs_nothing_and_breaks_nothing():
     made = forwards[model.model.layers[-1].mlp](torch.randn(2, 5, model.config.hidden_size))
     assert made.shape == (2, 5, model.config.hidden_size)
     assert not made.any()
+
+
+def test_a_row_that_asks_for_nothing_learns_nothing_and_its_neighbours_all():
+    model = tiny("llada").train()
+    attention.for_training(model)
+    predict, asks = models.predictor(model), torch.zeros(2, 6, dtype=torch.bool)
+    asks[1, :3] = True
+    ids = torch.randint(0, 30, (2, 6), generator=torch.Generator().manual_seed(0))
+    predict(ids, keep=asks).square().sum().backward()
+    found = gradients(model)
+    predict(ids[1:], keep=asks[1:]).square().sum().backward()
+    for name, grad in gradients(model).items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-5 * float(grad.abs().max()), msg=name)
+    (predict(ids, keep=torch.zeros_like(asks)).sum() * 0).backward()
+    assert gradients(model).keys() == found.keys()  # DDP waits for each of them
