@@ -174,8 +174,20 @@ def test_without_prompts_it_begins_with_nothing_or_answers_two_questions(loaded,
     assert [asked.prompt for asked in chat.asked] == QUESTIONS
 
 
+def test_texts_are_drawn_and_questions_answered_as_chat_does(loaded, base, causal, tmp_path):  # noqa: F811
+    assert sampler(tmp_path, loaded).settings == {"temperature": 1.0, "remasking": "random"}
+    assert sampler(tmp_path, loaded, sample_args={"rule": "threshold"}).settings == {
+        "temperature": 1.0,
+        "rule": "threshold",
+    }
+    answering = sampler(tmp_path, models.load(str(base)), chat=True, sample_args={"steps": 8}).settings
+    assert answering == {"block_size": 32, "eos_stop": True, "steps": 8}
+    assert sampler(tmp_path, models.load(str(causal), causal=True)).settings == {"temperature": 1.0}
+
+
 def test_a_sample_is_what_the_loop_writes(loaded, tmp_path):
-    made = sampler(tmp_path, loaded, sample_prompts=["a tiny model"], sample_max_new_tokens=6)
+    greedy = {"temperature": 0, "remasking": "low_confidence"}
+    made = sampler(tmp_path, loaded, sample_prompts=["a tiny model"], sample_max_new_tokens=6, sample_args=greedy)
     [line] = made.write(1)
     ids = torch.tensor([loaded.tokenizer.encode("a tiny model", add_special_tokens=False)])
     whole = loaded.model.eval().generate(ids, max_new_tokens=6)

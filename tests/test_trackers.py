@@ -271,7 +271,7 @@ def test_tensorboard_has_curves_noise_levels_and_samples(alone, model, data, tmp
     assert scalars["eval/nats_at_0.5"] == [(line["step"], pytest.approx(line[at])) for line in lines if at in line]
     written = report.read_metrics(tmp_path / "run", report.SAMPLES)
     assert [step for step, _ in texts["samples/1"]] == [2, 4] == [line["step"] for line in written]
-    assert all(text.startswith("**a &#60;b&#62; &#42;tiny&#42;** ") for _, text in texts["samples/1"])
+    assert all(text.startswith("**a &#60;b&#62; &#42;tiny&#42;**<br>") for _, text in texts["samples/1"])
     assert not (tmp_path / "runs").exists()
 
 
@@ -338,12 +338,27 @@ def test_swanlab_has_curves_and_samples_on_this_machine_alone(alone, model, data
     assert json.loads((tmp_path / "run" / report.TRACKERS).read_text())["swanlab"]
 
 
+def test_swanlab_takes_the_project_that_transformers_documents(alone, monkeypatch, tmp_path):
+    """swanlab 0.10.3 by itself fails on SWANLAB_PROJECT."""
+    swanlab = pytest.importorskip("swanlab")
+    monkeypatch.setenv("SWANLAB_MODE", "offline")
+    monkeypatch.setenv("SWANLAB_PROJECT", "mine")
+    ours = Trackers([], tmp_path, "a run", "the config's")
+    BEGIN["swanlab"](ours, None, None)
+    try:
+        assert swanlab.get_run().name == "a run"
+        assert os.environ["SWANLAB_PROJECT"] == "mine"
+    finally:
+        swanlab.finish()
+
+
 def test_wandb_has_curves_and_samples_offline(alone, monkeypatch, model, data, tmp_path, capsys):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
     usual = {"report_to": "wandb", "max_steps": 4, "run_name": "mine", "project": "ours", **SAMPLED}
     pretrain(model, data, tmp_path / "run", **usual)
     assert "offline mode" in capsys.readouterr().err
+    wandb.teardown()  # its service writes the file, and may be at it still
     [log] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     told = log.read_bytes()
     for tag in [*CURVES, "eval/nats_at_0.5", "samples"]:

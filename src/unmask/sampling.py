@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from unmask.models import Loaded
 
 QUESTIONS = ["What is a language model?", "Write one sentence about the sea."]
+ANSWERING: dict[str, Any] = {"block_size": 32, "eos_stop": True}  # as `unmask chat`
+WRITING: dict[str, Any] = {"temperature": 1.0, "remasking": "random"}
+"""Tokens at their own probabilities: the likeliest ones, surest first, are forty full stops for most of a young run."""
 LINE = 100  # letters of a sample in the terminal
 
 
@@ -63,7 +66,9 @@ class Sampler(transformers.TrainerCallback):
             raise UserError(f"--sample_max_new_tokens is {training.sample_max_new_tokens}; it must be at least 1.")
         self.every, self.folder, self.trackers = training.sample_every, folder, trackers
         self.writer = Writer(loaded)
-        self.settings: dict[str, Any] = {"block_size": 32, "eos_stop": True} if chat else {}
+        self.settings = dict(ANSWERING if chat else WRITING)
+        if "rule" in training.sample_args:
+            self.settings.pop("remasking", None)  # which belongs to the rule `reference`
         if loaded.causal:
             self.settings = {name: value for name, value in self.settings.items() if name in LEFT_TO_RIGHT}
         self.settings |= training.sample_args

@@ -201,13 +201,20 @@ def _begin_swanlab(ours: Trackers, member: Any, state: Any) -> None:
     if swanlab.has_run():
         return
     before = said("SWANLAB_RUN_ID") or ours.known("swanlab")
-    run = swanlab.init(
-        mode=os.environ.get("SWANLAB_MODE"),
-        project=said("SWANLAB_PROJECT", "SWANLAB_PROJ_NAME", "SWANLAB_PROJECT_NAME") or ours.project,
-        name=said("SWANLAB_EXP_NAME", "SWANLAB_EXPERIMENT_NAME") or ours.name,
-        id=before,
-        resume=said("SWANLAB_RESUME") or ("allow" if before else None),
-    )
+    how = {
+        "mode": os.environ.get("SWANLAB_MODE"),
+        "project": said("SWANLAB_PROJECT", "SWANLAB_PROJ_NAME", "SWANLAB_PROJECT_NAME") or ours.project,
+        "name": said("SWANLAB_EXP_NAME", "SWANLAB_EXPERIMENT_NAME") or ours.name,
+        "id": before,
+        "resume": said("SWANLAB_RESUME") or ("allow" if before else None),
+    }
+    # swanlab 0.10.3 takes this variable, which transformers reads, for JSON with all settings of a project, and fails
+    mine = os.environ.pop("SWANLAB_PROJECT", None)
+    try:
+        run = swanlab.init(**how)
+    finally:
+        if mine is not None:
+            os.environ["SWANLAB_PROJECT"] = mine
     ours.own.add("swanlab")
     ours.known("swanlab", run.id)
 
@@ -290,7 +297,7 @@ def _plain_markdown(text: str) -> str:
 def _show_tensorboard(member: Any, step: int, found: list[Sample]) -> None:
     for number, one in enumerate(found, 1):
         prompt, text = (_plain_markdown(one[key]) for key in ("prompt", "text"))
-        member.tb_writer.add_text(f"samples/{number}", f"**{prompt}** {text}" if prompt else text, step)
+        member.tb_writer.add_text(f"samples/{number}", f"**{prompt}**<br>{text}" if prompt else text, step)
     member.tb_writer.flush()
 
 
@@ -298,7 +305,12 @@ def _show_swanlab(member: Any, step: int, found: list[Sample]) -> None:
     import swanlab
 
     for number, one in enumerate(found, 1):
-        swanlab.log({f"samples/{number}": swanlab.Text(one["text"], caption=one["prompt"] or None)}, step=step)
+        # swanboard 0.1.10b2 draws nothing, and says nothing, where a text has no caption
+        shown = swanlab.Text(one["text"] or NOTHING, caption=one["prompt"] or NOTHING)
+        swanlab.log({f"samples/{number}": shown}, step=step)
+
+
+NOTHING = "(nothing)"
 
 
 def _rows(found: list[Sample]) -> dict[str, Any]:
