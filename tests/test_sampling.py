@@ -211,6 +211,23 @@ def test_questions_are_answered_through_the_chat_template(request, chats, tmp_pa
     assert one == two
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sample_args": "cache=dual,block_size=4"},
+        {"sample_args": "rule=threshold,steps=99", "bf16": True},
+        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "objective": "autoregressive", "bf16": True},
+    ],
+    ids=lambda s: ",".join(f"{key}={value}" for key, value in s.items()),
+)
+def test_samples_are_written_however_the_model_is_trained_and_read(model, data, tmp_path, capsys, settings):
+    usual = {"max_steps": 2, "sample_every": 1, "sample_max_new_tokens": 12, "sample_prompts": "the"}
+    pretrain(model, data, tmp_path / "run", **usual, **settings)
+    assert [line["step"] for line in samples(tmp_path / "run")] == [1, 2]
+    assert "no samples" not in capsys.readouterr().err
+
+
 def test_a_causal_model_begins_with_the_beginning_of_a_text(model, data, tmp_path):
     pretrain(model, data, tmp_path / "run", objective="autoregressive", max_steps=2, sample_every=2)
     assert [line["prompt"] for line in samples(tmp_path / "run")] == [""]

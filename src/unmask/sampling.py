@@ -120,7 +120,7 @@ class Sampler(transformers.TrainerCallback):
                 found = self.write(state.global_step, narrow)
             except (RuntimeError, UserError) as error:  # out of memory; weights that are no numbers
                 self.steps = 0
-                why = str(error).strip().splitlines()[0]
+                why = (str(error).strip().splitlines() or [""])[0]
                 report.remark(f"no samples from here on; training goes on ({type(error).__name__}: {why}).")
                 return
             self.show(found)
