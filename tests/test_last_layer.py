@@ -132,3 +132,18 @@ def test_where_nothing_is_asked_for_every_weight_has_a_gradient_of_nought(kind):
     found = gradients(model)
     assert found.keys() == {name for name, _ in model.named_parameters()}
     assert not any(grad.any() for grad in found.values())
+
+
+def test_a_row_that_asks_for_nothing_learns_nothing_and_its_neighbours_all():
+    model = tiny("llada").train()
+    attention.for_training(model)
+    predict, asks = models.predictor(model), torch.zeros(2, 6, dtype=torch.bool)
+    asks[1, :3] = True
+    ids = torch.randint(0, 30, (2, 6), generator=torch.Generator().manual_seed(0))
+    predict(ids, keep=asks).square().sum().backward()
+    found = gradients(model)
+    predict(ids[1:], keep=asks[1:]).square().sum().backward()
+    for name, grad in gradients(model).items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-5 * float(grad.abs().max()), msg=name)
+    (predict(ids, keep=torch.zeros_like(asks)).sum() * 0).backward()
+    assert gradients(model).keys() == found.keys()  # DDP waits for each of them

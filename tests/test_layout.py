@@ -107,6 +107,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "likelihood": {"config", "predict", "estimators", "signals"},  # `signals` has guidance and the widths of passes
     # training
     "trackers": {"config", "report"},
+    "sampling": {"config", "report", "models", "answer", "screen", "template", "trainer", "trackers"},
     "folders": {"config", "report", "checkpoint"},
     "tail": {"config"},
     "batches": {
@@ -138,7 +139,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {
         *("config", "report", "noise", "corpus", "encode", "tokens", "models", "adapters", "objectives", "batches"),
         *("prepare", "prepared", "checkpoint", "validate", "trainer", "trackers", "folders", "advice", "compiling"),
-        *("divergence", "guarded"),
+        *("divergence", "guarded", "sampling"),
     },
     # commands
     "pretrain": {"config", "train", "models", "prepare"},

@@ -152,6 +152,7 @@ def check_evaluation(wanted: Evaluation) -> None:
         presets.load(wanted.tasks.preset)
 
 
+TRACKERS = {"tensorboard": "--logdir", "swanlab": "watch", "trackio": "show"}  # how each shows what it has
 BEHIND = {"pt": "pretrain", "sft": "sft", "eval": "eval"}  # a file's name → the command it hands its flags on to
 
 
@@ -225,6 +226,8 @@ def check(words: tuple[str, ...]) -> None:
             patch.setitem(sys.modules, file.__name__, file)  # where its dataclasses look their types up
             place.loader.exec_module(file)
             settings_in(file, "main", rest[1:])
+    elif program in TRACKERS:  # their own commands, which need not be installed
+        assert rest[0] == TRACKERS[program]
     else:
         pytest.fail(f"the pages have the command {program!r}; this test does not know how to check it")
 

@@ -1243,12 +1243,16 @@ def test_a_causal_model_becomes_a_mask_predictor(tmp_path: Path, byte_tokenizer:
 
 def check_swanlab(patch: pytest.MonkeyPatch, folder: Path) -> None:
     begun: dict[str, Any] = {}
-    stub = types.SimpleNamespace(has_run=lambda: False, init=lambda **more: begun.update(more))
-    patch.setitem(sys.modules, "swanlab", stub)
+
+    def init(**more: Any) -> types.SimpleNamespace:
+        begun.update(more)
+        return types.SimpleNamespace(id="one")
+
+    patch.setitem(sys.modules, "swanlab", types.SimpleNamespace(has_run=lambda: False, init=init))
     patch.setenv("SWANLAB_PROJECT", "mine")
     from unmask import trackers
 
-    trackers.start(["swanlab"], "run", False)
+    trackers.BEGIN["swanlab"](trackers.Trackers([], folder, "run", "the config's"), None, None)
     assert begun["project"] == os.environ["SWANLAB_PROJECT"] == "mine"
 
 

@@ -39,6 +39,11 @@ class Journal(transformers.TrainerCallback):
     def _speed(self, state: Any) -> float:
         return (state.num_input_tokens_seen - self.seen) / max(time.monotonic() - self.began, 1e-9)
 
+    def counts(self, logs: dict[str, Any], state: Any) -> dict[str, float]:
+        """What a line has beside what the Trainer logs: tokens learnt so far, in a line of training also a second."""
+        speed = {"tokens_per_second": round(self._speed(state), 1)} if "loss" in logs else {}
+        return {"tokens": state.num_input_tokens_seen, **speed}
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.bar:
             speed = f"{report.amount(self._speed(state))} tokens/s"
@@ -58,14 +63,7 @@ class Journal(transformers.TrainerCallback):
             return
         if "loss" in logs:
             self.loss = f"loss {logs['loss']:.3f}"
-        line = {
-            "step": state.global_step,
-            "epoch": round(state.epoch or 0, 6),
-            **logs,
-            "tokens": state.num_input_tokens_seen,
-        }
-        if "loss" in logs:
-            line["tokens_per_second"] = round(self._speed(state), 1)
+        line = {"step": state.global_step, "epoch": round(state.epoch or 0, 6), **logs, **self.counts(logs, state)}
         self._write(line)
         if logs.get("eos_share", 0) > MUCH_EOS and not self.warned:
             self.warned = True

@@ -23,6 +23,7 @@ from unmask.values import Refused as Refused
 from unmask.values import UserError as UserError
 from unmask.values import cast as cast
 from unmask.values import nearest as nearest
+from unmask.values import read_yaml as read_yaml
 from unmask.values import refuse
 
 
@@ -99,7 +100,7 @@ class TrainingArguments:
     """
 
     output_dir: str | None = option(None, "The run's folder: checkpoints, metrics.jsonl, loss curve, manifest.")
-    run_name: str | None = option(None, "Name shown by trackers.")
+    run_name: str | None = option(None, "Name shown by trackers; the folder's if left out.")
     objective: str = option("masked", "What is learnt: a name from `unmask/objectives` or path/to/file.py.")
     objective_args: dict[str, Any] = option({}, "Settings of the objective, as `key=value,key=value`.")
     learning_rate: float = option(3e-4, "Peak learning rate.")
@@ -128,6 +129,12 @@ class TrainingArguments:
     seed: int = option(42, "Seed of weights, order and noise.")
     bf16: bool = option(True, "Compute in bfloat16; weights and optimiser stay in float32.")
     report_to: list[str] = option(["none"], "Trackers: swanlab, tensorboard, wandb, trackio, … or none.")
+    sample_every: float = option(
+        0, "Steps between two samples of what it writes; below 1: a share of the run. 0: none."
+    )
+    sample_prompts: list[str] = option([], "Texts to go on from; in sft, questions. Left out: nothing; two questions.")
+    sample_max_new_tokens: int = option(64, "Tokens of a sample.")
+    sample_args: dict[str, Any] = option({}, "Decoding settings of samples, as `key=value,key=value`.")
     weight_decay: float = option(0.1, "AdamW weight decay (LLaDA: 0.1).")
     on_divergence: Literal["stop", "rollback", "off"] = option(
         "stop",
@@ -162,27 +169,6 @@ def build(group: type, values: dict[str, Any]) -> Any:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A config file's keys and values; UserError when it is missing or not a mapping."""
-    import yaml
-
-    path = Path(path)
-    if not path.is_file():
-        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
-        raise UserError(f"no config file {str(path)!r}.{near}")
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error}).") from None
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected `key: value` lines, found a {type(found).__name__}.")
-    return {str(k).replace("-", "_"): v for k, v in found.items()}
 
 
 class _Formatter(argparse.HelpFormatter):

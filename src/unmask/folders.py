@@ -38,9 +38,9 @@ def check_folder(folder: Path, resume: str | None, overwrite: bool) -> None:
 
 def clear(folder: Path) -> None:
     """Delete what a run left in its folder, and nothing else."""
-    for path in [*checkpoint.numbered(folder), folder / checkpoint.FINAL]:
+    for path in [*checkpoint.numbered(folder), folder / checkpoint.FINAL, folder / report.TENSORBOARD]:
         shutil.rmtree(path, ignore_errors=True)
-    for name in (report.METRICS, report.CURVE, report.MANIFEST):
+    for name in (report.METRICS, report.SAMPLES, report.CURVE, report.MANIFEST, report.TRACKERS):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""What a run tells: progress in the terminal, metrics.jsonl, the loss curve, the manifest.
+"""What a run tells: progress in the terminal, metrics.jsonl, samples.jsonl, the loss curve, the manifest.
 
 In:  the Trainer's events.  Out: lines and files in the run's folder; nothing on a screen that is not there.
 """
@@ -18,7 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-METRICS, CURVE, MANIFEST = "metrics.jsonl", "loss.png", "run.json"
+METRICS, SAMPLES, CURVE, MANIFEST = "metrics.jsonl", "samples.jsonl", "loss.png", "run.json"
+TENSORBOARD, TRACKERS = "tensorboard", "trackers.json"  # what trackers leave in a run's folder
 PACKAGES = ("unmask", "torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "numpy")
 
 
@@ -73,21 +74,31 @@ def add_metrics(folder: Path, *lines: dict[str, Any]) -> None:
         raise
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last line cut short by a crash is left out."""
+def add_samples(folder: Path, lines: list[dict[str, Any]]) -> None:
+    """More lines of samples.jsonl."""
+    with (folder / SAMPLES).open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def read_metrics(folder: Path, name: str = METRICS) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, or of a file like it; a last line cut short by a crash is left out."""
     found = []
-    path = folder / METRICS
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    path = folder / name
+    # Not splitlines: a sample may hold U+2028, which JSON leaves as it is.
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
         with contextlib.suppress(json.JSONDecodeError):
             found.append(json.loads(line))
     return found
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl later than a step that a run goes back to."""
-    kept = [line for line in read_metrics(folder) if line.get("step", 0) <= step]
-    with written_aside(folder / METRICS) as aside:
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    """Drop the lines of metrics.jsonl and samples.jsonl later than a step that a run goes back to."""
+    for name in (METRICS, SAMPLES):
+        kept = [line for line in read_metrics(folder, name) if line.get("step", 0) <= step]
+        if name == METRICS or (folder / name).exists():
+            with written_aside(folder / name) as aside:
+                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+                aside.write_text(text, encoding="utf-8")
 
 
 def versions() -> dict[str, str]:
@@ -227,6 +238,11 @@ class Bar:
             self.progress.stop()
             Bar.active = None
         self.shown = False
+
+
+def remark(text: str) -> None:
+    """A line that stays: above the bar that is shown, or alone."""
+    Bar.active.line(text) if Bar.active else say(text)
 
 
 def validation_line(metrics: dict[str, float], bound: str) -> str:

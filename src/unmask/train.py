@@ -1,7 +1,7 @@
 """A run of training, whatever is learnt: checked whole, then started. `pretrain.py` and `sft.py` are its two commands.
 
 In:  a `Job`: settings, and how its model and rows come about.
-Out: a run's folder: checkpoint-N, checkpoint-final, metrics.jsonl, loss.png, run.json.
+Out: a run's folder: checkpoint-N, checkpoint-final, metrics.jsonl, samples.jsonl, loss.png, run.json.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from unmask.trainer import Trainer
 
 # Keys of ours that `transformers.TrainingArguments` does not know.
-OURS = {"on_divergence", "max_skipped_steps", "max_grad_norm_factor"}
-OURS |= {"objective", "objective_args", "overwrite_output_dir", "warmup_ratio", "group_by_length", "eval_draws"}
+OURS = {"objective", "objective_args", "overwrite_output_dir", "warmup_ratio", "group_by_length", "eval_draws"}
+OURS |= {"sample_every", "sample_prompts", "sample_max_new_tokens", "sample_args"}
+OURS |= {"on_divergence", "max_skipped_steps", "max_grad_norm_factor"}
 # Keys of transformers 4 that 5 removed or renamed, as the tutorial's users may still write them.
 LEGACY = {"evaluation_strategy": "eval_strategy", "no_cuda": "use_cpu"}
 LEGACY |= {f"per_gpu_{part}_batch_size": f"per_device_{part}_batch_size" for part in ("train", "eval")}
@@ -239,7 +240,7 @@ def prepare(job: Job, parsed: Parsed, argv: list[str]) -> Run:
     import datasets
     from accelerate import PartialState
 
-    from unmask import adapters, checkpoint, compiling, divergence, objectives, tokens, trackers
+    from unmask import adapters, checkpoint, compiling, divergence, objectives, sampling, tokens, trackers
     from unmask.advice import Waiting, keep_memory
     from unmask.trainer import Interrupt, Journal, Trainer
 
@@ -255,6 +256,12 @@ def prepare(job: Job, parsed: Parsed, argv: list[str]) -> Run:
     args = to_transformers(training, parsed.more, parsed.given)
     args.output_dir = str(folder)
     kind = named("objectives", training.objective)
+    if args.deepspeed_plugin is not None:
+        # transformers 5.23 would share out a model while it is loaded, before `models.load` has looked whether it sees
+        # all of its text; the Trainer announces DeepSpeed again
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
     loaded = job.load(args, bool(getattr(getattr(kind, "Objective", None), "causal", False)))
     model, tokenizer = loaded.model, loaded.tokenizer
     most = getattr(model.config, "max_position_embeddings", None)
@@ -307,13 +314,15 @@ def prepare(job: Job, parsed: Parsed, argv: list[str]) -> Run:
             adapters.put_weights(model, resume)  # checks names and shapes
         else:
             checkpoint.fits(resume, model)
+    journal = Journal(folder, objective.bound, training.run_name or folder.name)
+    told, *samplers = sampling.watchers(job.command == "sft", training, parsed, args, loaded, journal)
     options = job.options | {
         "shuffle": data.shuffle,
         "token_bytes": tokens.token_bytes(tokenizer),
         "eval_draws": training.eval_draws,
         "guard": divergence.Guard(training.on_divergence, training.max_skipped_steps, training.max_grad_norm_factor),
         "by_length": training.group_by_length,
-        "callbacks": [Journal(folder, objective.bound, training.run_name or folder.name), Interrupt(), Waiting()],
+        "callbacks": [told, journal, Interrupt(), Waiting(), *samplers],
         "compiled": compiling.asked(parsed.more, args.device.type),
     }
     try:  # last, since the Trainer makes the folder
@@ -332,7 +341,15 @@ def _size(manifest: dict[str, Any]) -> str:
 
 def go(run: Run) -> int:
     """Train, validate, save. Returns the exit code: 0, or 130 / 143 when stopped by Ctrl-C / SIGTERM."""
-    from unmask import advice, checkpoint, trackers
+    from unmask import trackers
+
+    code = _go(run)
+    trackers.finish(run.trainer)
+    return code
+
+
+def _go(run: Run) -> int:
+    from unmask import advice, checkpoint
     from unmask.guarded import Lost, lost_process
 
     trainer, folder = run.trainer, run.folder
@@ -355,7 +372,6 @@ def go(run: Run) -> int:
         )
     trainer.accelerator.wait_for_everyone()
     advice.give_back()
-    trackers.start(trainer.args.report_to, trainer.args.run_name, run.resume is not None)
     try:
         if run.resume is not None and checkpoint.step_of(run.resume) >= steps:
             report.say(f"{run.resume.name} is the end of the run already.")
@@ -392,5 +408,6 @@ def go(run: Run) -> int:
     trainer.save_final(final)
     if first:
         left = [("model", final), ("curve", folder / report.CURVE), ("metrics", folder / report.METRICS)]
+        left += [("samples", folder / report.SAMPLES)]
         report.say(*(f"{what}: {path}" for what, path in left if path.exists()))
     return 0

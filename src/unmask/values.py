@@ -11,6 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, Union
 
 NONE_WORDS = {"none", "null", ""}
@@ -143,3 +144,24 @@ def cast(value: Any, kind: Any, key: str) -> Any:
         what = names.get(kind, "key=value,key=value" if (origin is dict or kind is dict) else str(kind))
         raise UserError(f"--{key} is {value!r}; it must be {what}.") from None
     return value
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A config file's keys and values; UserError when it is missing or not a mapping."""
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
+        raise UserError(f"no config file {str(path)!r}.{near}")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error}).") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found a {type(found).__name__}.")
+    return {str(k).replace("-", "_"): v for k, v in found.items()}
