@@ -277,7 +277,7 @@ def test_a_wrong_command_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_option_that_is_named_in_the_text_exists(page: Path) -> None:
     from accelerate.commands.launch import launch_command_parser
 
-    from unmask.train import trainer_fields
+    from unmask.training_settings import trainer_fields
 
     launcher = vars(launch_command_parser().parse_args(["script"])) if "devices" in page.stem else ()
     known = {*launcher, *(("signal",) if launcher else ())}  # and sbatch's

@@ -42,7 +42,6 @@ from unmask import (
     spec,
     terminal,
     tokens,
-    train,
 )
 from unmask.__main__ import COMMANDS, main
 from unmask.adapters import LoraArguments
@@ -307,7 +306,7 @@ def training_of(values: dict[str, Any], folder: Path) -> transformers.TrainingAr
     """The arguments that reach the Trainer."""
     training = next(group for group in values["parsed"].groups if isinstance(group, TrainingArguments))
     training.output_dir = training.output_dir or str(folder / "run")
-    return train.to_transformers(training, values["parsed"].more, values["given"])
+    return training_settings.to_transformers(training, values["parsed"].more, values["given"])
 
 
 @pytest.mark.parametrize("key", [key for key in of("key", "works", "maps") if key != OTHER])
@@ -358,7 +357,11 @@ def test_every_field_of_the_old_trainer_is_taken_mapped_or_refused(tmp_path: Pat
     ours = {f.name for f in dataclasses.fields(TrainingArguments)}
     dropped = {*of("key", "refused")} | {*of("key", "maps")}
     assert {name for name in FIELDS if name not in now} <= ours | dropped
-    assert {name for name in FIELDS if name in train.REFUSED or name in train.GONE or name in train.LEGACY} <= dropped
+    assert {
+        name
+        for name in FIELDS
+        if name in training_settings.REFUSED or name in training_settings.GONE or name in training_settings.LEGACY
+    } <= dropped
     taken = {name for name in FIELDS if name in now and name not in ours | dropped}
     taken.remove("use_cpu")  # false is refused by transformers where there is nothing else; `no_cuda` tries true
     usual = {

@@ -60,7 +60,7 @@ def watch(report):
 
     def training_step(self, model, *given, **more):
         if not Path(report).exists() and self.args.process_index == 0:
-            numbers = sum(p.numel() for p in self.model.parameters())
+            numbers = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
             held = sum(local(p) for p in self.model.parameters())
             state = sum(local(t) for s in self.optimizer.state.values() for t in s.values() if hasattr(t, "numel"))
             found = {"wrapper": type(model).__name__, "held": held, "numbers": numbers, "engine": self.engine}

@@ -11,7 +11,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
-from unmask import train
+from unmask import training_settings
 from unmask.adapters import LoraArguments
 from unmask.config import DataArguments, ModelArguments, Parsed, TrainingArguments, UserError, option, parse
 from unmask.instruct import SFTDataArguments
@@ -72,9 +72,9 @@ def parse_run(kind: str, argv: list[str]) -> Parsed:
         "--model_name_or_path may be a preset of `unmask init`.",
         [ModelArguments, *([LoraArguments] if sft else []), data, training, EstimateArguments],
         argv,
-        extra=train.trainer_fields,
-        legacy=train.LEGACY,
-        refused={**train.GONE, **(REFUSED_IN_SFT if sft else REFUSED_IN_PRETRAIN)},
+        extra=training_settings.trainer_fields,
+        legacy=training_settings.LEGACY,
+        refused={**training_settings.GONE, **(REFUSED_IN_SFT if sft else REFUSED_IN_PRETRAIN)},
     )
 
 
@@ -115,7 +115,9 @@ def plan(kind: str, parsed: Parsed) -> Plan:
     objective = named("objectives", training.objective)
     config.is_causal = objectives.is_causal(getattr(objective, "Objective", None))
     wears = bool(lora and lora[0].lora)
-    args = train.to_transformers(dataclasses.replace(training, report_to=["none"]), parsed.more, parsed.given)
+    args = training_settings.to_transformers(
+        dataclasses.replace(training, report_to=["none"]), parsed.more, parsed.given
+    )
     device = asked.device or args.device.type
     stored = getattr(config, "dtype", None) or torch.bfloat16
     usual = stored if wears and device != "cpu" else torch.float32

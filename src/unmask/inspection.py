@@ -271,7 +271,7 @@ def read_rows(task: str | None, data: Any, tokenizer: Any, seed: int, vocab_size
 
 def main(argv: list[str]) -> int:
     """`unmask inspect --model_name_or_path M --dataset_args D`, or `unmask inspect --config RUN.yaml`."""
-    from unmask import train
+    from unmask import training_settings
     from unmask.adapters import LoraArguments
 
     groups = [
@@ -283,7 +283,13 @@ def main(argv: list[str]) -> int:
     ]
     about = "Show the first rows of a training set as the model will meet them. The YAML file of a run will do."
     parsed = parse(
-        "unmask inspect", about, groups, argv, extra=train.trainer_fields, legacy=train.LEGACY, refused=train.GONE
+        "unmask inspect",
+        about,
+        groups,
+        argv,
+        extra=training_settings.trainer_fields,
+        legacy=training_settings.LEGACY,
+        refused=training_settings.GONE,
     )
     arguments, model, data, training, _ = parsed.groups
     if arguments.rows < 1:

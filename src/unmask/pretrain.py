@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from unmask import train
+from unmask import train, training_settings
 from unmask.config import DataArguments, ModelArguments, Parsed, Refused, TrainingArguments, UserError, parse
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def parse_pretrain(argv: list[str]) -> Parsed:
         "Pretrain a masked diffusion model on text. `accelerate launch -m unmask pretrain …` uses many devices.",
         [ModelArguments, DataArguments, TrainingArguments],
         argv,
-        extra=train.trainer_fields,
-        legacy=train.LEGACY,
-        refused={**train.GONE, **REFUSED},
+        extra=training_settings.trainer_fields,
+        legacy=training_settings.LEGACY,
+        refused={**training_settings.GONE, **REFUSED},
     )
 
 

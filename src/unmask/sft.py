@@ -13,7 +13,7 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
-from unmask import report, train
+from unmask import report, train, training_settings
 from unmask.adapters import LoraArguments
 from unmask.config import ModelArguments, Parsed, Refused, TrainingArguments, UserError, option, parse
 from unmask.instruct import SFTDataArguments
@@ -54,9 +54,9 @@ def parse_sft(argv: list[str]) -> Parsed:
         "Tune a model on instructions and answers. `accelerate launch -m unmask sft …` uses many devices.",
         [ModelArguments, LoraArguments, SFTDataArguments, SFTTrainingArguments],
         argv,
-        extra=train.trainer_fields,
-        legacy=train.LEGACY,
-        refused={**train.GONE, **REFUSED},
+        extra=training_settings.trainer_fields,
+        legacy=training_settings.LEGACY,
+        refused={**training_settings.GONE, **REFUSED},
     )
 
 
