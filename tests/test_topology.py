@@ -2,12 +2,15 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 
 import pytest
-from runs import curve, make_model, pretrain, run, words
+from runs import curve, make_model, pretrain, run, weights, words
 
 from unmask import checkpoint, sealed
+from unmask.__main__ import main
+from unmask.config import UserError
 from unmask.report import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -56,16 +59,22 @@ def spec(text):
 
 
 @pytest.fixture(scope="module")
-def alone(tiny, spec, tmp_path_factory):
+def whole_run(tiny, spec, tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone") / "run"
-    lines = pretrain(tiny, spec, folder, **USUAL, **shape(1))
+    pretrain(tiny, spec, folder, **USUAL, **shape(1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(whole_run):
+    lines = read_metrics(whole_run)
     epochs = [line["epoch"] for line in lines if "loss" in line]
     assert epochs[0] < 1 < epochs[-1]  # over an epoch's end
     return lines
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_loss_curves_are_those_of_one_process(way, alone, tiny, spec, tmp_path):
+def test_loss_curves_are_those_of_one_process(way, alone, whole_run, tiny, spec, tmp_path):
     needs(way)
     processes, wrapper, share = WAYS[way]
     arguments = words(tiny, spec, tmp_path / "run", **USUAL, **shape(processes))
@@ -83,17 +92,23 @@ def test_loss_curves_are_those_of_one_process(way, alone, tiny, spec, tmp_path):
     last = tmp_path / "run" / f"checkpoint-{STEPS}"
     assert sealed.read(last)["training"] == {"engine": way.rstrip("4"), "processes": processes}
     assert checkpoint.fault(last, hashes=True) is None
+    for folder in (last, tmp_path / "run" / "checkpoint-final"):  # whole weights, which every engine reads
+        mine, theirs = weights(folder), weights(whole_run / "checkpoint-final")
+        assert mine.keys() == theirs.keys()
+        assert max(float((mine[name] - theirs[name]).abs().max()) for name in theirs) < 1e-3
 
 
-@pytest.mark.parametrize(("way", "before", "after"), [("ddp", 2, 1), ("ddp", 1, 2), ("ddp", 2, 4), ("fsdp2", 2, 4)])
+RESUMED = [("ddp", 2, 1), ("ddp", 1, 2), ("ddp", 2, 4), ("fsdp2", 2, 4), *((f"zero{n}", 2, 2) for n in (1, 2, 3))]
+
+
+@pytest.mark.parametrize(("way", "before", "after"), RESUMED)
 def test_a_run_goes_on_with_another_number_of_processes(way, before, after, alone, tiny, spec, tmp_path):
     """In the middle of an epoch: optimiser, rows and noise are those of the run that was never stopped."""
+    needs(way)
     folder = tmp_path / "run"
     usual = USUAL | {"save_steps": 20, "save_total_limit": 50}
     done, _ = start(way, before, tmp_path, words(tiny, spec, folder, **usual, **shape(before)))
     assert done.returncode == 0, done.stderr[-3000:]
-    import shutil
-
     for step in (40, 50):
         shutil.rmtree(folder / f"checkpoint-{step}")
     shutil.rmtree(folder / "checkpoint-final")
@@ -104,3 +119,28 @@ def test_a_run_goes_on_with_another_number_of_processes(way, before, after, alon
     mine, theirs = curve(read_metrics(folder), "step", "loss"), curve(alone, "step", "loss")
     assert [a[0] for a in mine] == [b[0] for b in theirs]
     assert max(abs(a[1] / b[1] - 1) for a, b in zip(mine, theirs, strict=True)) < 1e-5
+
+
+def test_an_optimiser_of_another_engine_is_refused_in_a_line_that_says_what_to_type(tiny, spec, tmp_path, capsys):
+    folder = tmp_path / "run"
+    pretrain(tiny, spec, folder, **USUAL | {"max_steps": 2, "save_steps": 2}, **shape(1))
+    saved = folder / "checkpoint-2"
+    about = sealed.read(saved)
+    for engine, processes, now, many, said in (
+        ("fsdp2", 2, "plain", 1, "was saved by fsdp2, and this run uses plain"),
+        ("zero2", 2, "zero3", 2, "was saved by zero2, and this run uses zero3"),
+        ("zero2", 2, "zero2", 4, "was saved by 2 processes"),
+    ):
+        sealed.seal(saved, {"training": {"engine": engine, "processes": processes}})
+        with pytest.raises(UserError, match=said):
+            checkpoint.check_engine(saved, now, many)
+    for engine, now in (("plain", "ddp"), ("ddp", "plain"), ("fsdp2", "fsdp2")):
+        sealed.seal(saved, {"training": {"engine": engine, "processes": 2}})
+        checkpoint.check_engine(saved, now, 4)
+    sealed.seal(saved, about | {"training": {"engine": "zero2", "processes": 2}})
+    capsys.readouterr()
+    again = words(tiny, spec, folder, **USUAL, **shape(1), resume_from_checkpoint="auto")
+    assert main(["pretrain", *again]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"--model_name_or_path {saved} --from_scratch false" in line
+    assert pretrain(saved, spec, tmp_path / "new", **USUAL | {"max_steps": 2}, **shape(1), from_scratch=False)

@@ -42,6 +42,7 @@ from unmask import (
     spec,
     terminal,
     tokens,
+    training_settings,
 )
 from unmask.__main__ import COMMANDS, main
 from unmask.adapters import LoraArguments

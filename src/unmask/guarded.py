@@ -21,8 +21,7 @@ from unmask.config import UserError
 from unmask.divergence import Diverged, Guard
 from unmask.saving import Saving
 
-# What is raised where data are gone, damaged, or read by a process that was killed: torch raises RuntimeError then.
-UNREADABLE = (OSError, UserError, pyarrow.ArrowException, DatasetGenerationError, RuntimeError)
+UNREADABLE = (OSError, UserError, pyarrow.ArrowException, DatasetGenerationError)  # where data are gone or damaged
 
 
 class Lost(UserError):
@@ -56,14 +55,22 @@ class Guarded(Saving):
         state = checkpoint.noted(resume_from_checkpoint or None, checkpoint.GUARD)
         if self.guard is not None and state is not None:
             self.guard.go_on(state)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **more)
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **more)
+        except RuntimeError as error:
+            # torch tells of a killed worker in a signal's handler, so in the middle of whatever is done just then
+            if "DataLoader worker" not in str(error):
+                raise
+            saved = checkpoint.numbered(Path(self.args.output_dir))
+            raise UserError(
+                f"a process that reads rows is gone: {str(error).strip().splitlines()[0]} The last checkpoint is "
+                f"{saved[0].name if saved else 'none'}; go on with --resume_from_checkpoint auto."
+            ) from None
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         try:
             found = super().get_batch_samples(epoch_iterator, num_batches, device)
         except UNREADABLE as error:
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                raise  # another process is gone
             raise UserError(self._unreadable(error)) from error
         self._step, self._nats, self._loss = found[0], [], torch.zeros((), device=self.args.device)
         return found

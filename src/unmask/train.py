@@ -192,6 +192,11 @@ def prepare(job: Job, parsed: Parsed, argv: list[str]) -> Run:
         trainer = Trainer(model, args, objective, tokenizer, train_rows, test_rows, **options)
     except (ValueError, ImportError) as error:
         raise UserError(f"training settings: {str(error).strip().splitlines()[0]}") from None
+    if trainer.is_fsdp_enabled and trainer.accelerator.distributed_type != "FSDP":
+        raise UserError(
+            f"FSDP was asked for, and accelerate makes {trainer.accelerator.distributed_type.value} of it on a "
+            f"{args.device.type}: it needs GPUs. Take configs/ddp.yaml here, or configs/zero2.yaml with DeepSpeed."
+        )
     if resume is not None:
         checkpoint.check_engine(resume, trainer.engine, args.world_size)
     return Run(trainer, folder, manifest, resume, command)
