@@ -136,6 +136,7 @@ class TrainingArguments:
     sample_max_new_tokens: int = option(64, "Tokens of a sample.")
     sample_args: dict[str, Any] = option({}, "Decoding settings of samples, as `key=value,key=value`.")
     weight_decay: float = option(0.1, "AdamW weight decay (LLaDA: 0.1).")
+    adam_beta2: float = option(0.95, "AdamW's second moment (SMDM: 0.95).")
     on_divergence: Literal["stop", "rollback", "off"] = option(
         "stop",
         "Steps whose gradient is no number or blown up are left out, their rows saved. After --max_skipped_steps of "
@@ -145,7 +146,6 @@ class TrainingArguments:
     max_grad_norm_factor: float = option(
         1000.0, "A gradient is blown up above so many times the median norm of the last 100 steps; 0: never."
     )
-    adam_beta2: float = option(0.95, "AdamW's second moment (SMDM: 0.95).")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ Out: a run's folder: checkpoint-N, checkpoint-final, metrics.jsonl, samples.json
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import signal
 from collections.abc import Callable
@@ -192,10 +193,11 @@ def prepare(job: Job, parsed: Parsed, argv: list[str]) -> Run:
         trainer = Trainer(model, args, objective, tokenizer, train_rows, test_rows, **options)
     except (ValueError, ImportError) as error:
         raise UserError(f"training settings: {str(error).strip().splitlines()[0]}") from None
-    if trainer.is_fsdp_enabled and trainer.accelerator.distributed_type != "FSDP":
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and args.device.type == "cpu" and trainer.accelerator.distributed_type != "FSDP":
         raise UserError(
-            f"FSDP was asked for, and accelerate makes {trainer.accelerator.distributed_type.value} of it on a "
-            f"{args.device.type}: it needs GPUs. Take configs/ddp.yaml here, or configs/zero2.yaml with DeepSpeed."
+            "FSDP was asked for, and accelerate makes DDP of it on a CPU, without a word: it needs GPUs. Take "
+            "configs/ddp.yaml here, or configs/zero2.yaml with DeepSpeed."
         )
     if resume is not None:
         checkpoint.check_engine(resume, trainer.engine, args.world_size)
