@@ -6,7 +6,8 @@ import shutil
 import sys
 
 import pytest
-from runs import curve, make_model, pretrain, run, weights, words
+from runs import SENTENCE, curve, make_model, pretrain, run, weights, words
+from safetensors.torch import load_file
 
 from unmask import checkpoint, sealed
 from unmask.__main__ import main
@@ -37,13 +38,13 @@ def needs(way):
         pytest.skip("needs deepspeed: pip install deepspeed")
 
 
-def start(way, processes, tmp_path, arguments, timeout=400):
+def start(way, processes, tmp_path, arguments, timeout=400, command="pretrain"):
     """A run by some processes; (what was done, what wrapped the model)."""
     seen = tmp_path / f"{way}-{processes}.json"
     seen.unlink(missing_ok=True)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     done = run(
-        [sys.executable, *launcher, "-m", "tests.topology", way.rstrip("4"), str(seen), "pretrain", *arguments], timeout
+        [sys.executable, *launcher, "-m", "tests.topology", way.rstrip("4"), str(seen), command, *arguments], timeout
     )
     return done, json.loads(seen.read_text()) if seen.exists() else {}
 
@@ -83,6 +84,7 @@ def test_loss_curves_are_those_of_one_process(way, alone, whole_run, tiny, spec,
     assert seen["wrapper"] == wrapper
     assert seen["held"] <= share * seen["numbers"] * 1.1
     assert seen["engine"] == way.rstrip("4")
+    assert ("model.layers.1" in seen["units"]) == (way == "fsdp2")  # each layer by itself
     lines = read_metrics(tmp_path / "run")
     mine, theirs = curve(lines, "step", "loss"), curve(alone, "step", "loss")
     assert len(mine) == len(theirs) == STEPS
@@ -96,6 +98,35 @@ def test_loss_curves_are_those_of_one_process(way, alone, whole_run, tiny, spec,
         mine, theirs = weights(folder), weights(whole_run / "checkpoint-final")
         assert mine.keys() == theirs.keys()
         assert max(float((mine[name] - theirs[name]).abs().max()) for name in theirs) < 1e-3
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_an_adapter_learns_the_same_by_every_engine(way, whole_run, tmp_path):
+    needs(way)
+    chats = tmp_path / "chats.jsonl"
+    turns = [[SENTENCE.split()[i % 9 :][:n] for n in (3, 4)] for i in range(60)]
+    chats.write_text("\n".join(json.dumps({"instruction": " ".join(q), "output": " ".join(a)}) for q, a in turns))
+    settings = {"max_length": 64, "max_steps": 6, "save_steps": 3, "lora": True, "lora_dropout": 0, "packing": False}
+    found = {}
+    for name, processes in (("ddp", 1), (way, 2)):
+        folder = tmp_path / f"{name}-{processes}"
+        usual = settings | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4 // processes}
+        arguments = words(whole_run / "checkpoint-final", f"{chats}[train:50,test:10]", folder, **usual)
+        done, seen = start(name, processes, tmp_path, arguments, command="sft")
+        assert done.returncode == 0, done.stderr[-3000:]
+        saved = [
+            load_file(folder / name / "adapter_model.safetensors") for name in ("checkpoint-6", "checkpoint-final")
+        ]
+        found[processes] = curve(read_metrics(folder), "step", "loss"), saved
+        assert (folder / "checkpoint-3" / "unmask.json").exists()
+    assert seen["wrapper"].startswith({"d": "Distr", "f": "FSDPPeft", "z": "DeepSpeed"}[way[0]])
+    if way == "fsdp2":
+        assert "base_model.model.model.layers.1" in seen["units"]
+    (one, theirs), (two, mine) = found[1], found[2]
+    assert max(abs(a[1] / b[1] - 1) for a, b in zip(one, two, strict=True)) < 1e-5
+    for a, b in zip(theirs, mine, strict=True):
+        assert a.keys() == b.keys()
+        assert max(float((a[name] - b[name]).abs().max()) for name in a) < 1e-5
 
 
 RESUMED = [("ddp", 2, 1), ("ddp", 1, 2), ("ddp", 2, 4), ("fsdp2", 2, 4), *((f"zero{n}", 2, 2) for n in (1, 2, 3))]

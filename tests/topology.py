@@ -64,7 +64,8 @@ def watch(report):
             held = sum(local(p) for p in self.model.parameters())
             state = sum(local(t) for s in self.optimizer.state.values() for t in s.values() if hasattr(t, "numel"))
             found = {"wrapper": type(model).__name__, "held": held, "numbers": numbers, "engine": self.engine}
-            Path(report).write_text(json.dumps(found | {"state": state}))
+            units = [name for name, m in self.model.named_modules() if type(m).__name__.startswith("FSDP")]
+            Path(report).write_text(json.dumps(found | {"state": state, "units": units}))
         return step(self, model, *given, **more)
 
     Trainer.training_step = training_step
