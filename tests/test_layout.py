@@ -118,7 +118,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "token_stream",  # whether a stream knows where it stands
     },  # the objective draws the noise of a row, where batches are made
     "checkpoint": {"config", "ids", "models", "sealed"},
-    "divergence": {"config"},
+    "divergence": {"config", "report"},
     "validate": {"config", "noise", "batches", "objectives", "predict"},
     "callbacks": {"config", "report", "checkpoint", "divergence"},
     "compiling": {"config", "attention"},

@@ -20,11 +20,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from unmask import report
 from unmask.config import UserError
 
 WINDOW, FEW = 100, 20  # steps whose norms a step is compared with, and how many there must be
 ROLLBACKS = 3  # in one run, after which going back once more would not help
-FOLDER = "divergence"  # in the run's folder, with the rows of steps that were left out
+FOLDER = report.DIVERGENCE  # in the run's folder, with the rows of steps that were left out
 
 
 Action = Literal["stop", "rollback", "off"]

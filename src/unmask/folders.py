@@ -38,7 +38,8 @@ def check_folder(folder: Path, resume: str | None, overwrite: bool) -> None:
 
 def clear(folder: Path) -> None:
     """Delete what a run left in its folder, and nothing else."""
-    for path in [*checkpoint.numbered(folder), folder / checkpoint.FINAL, folder / report.TENSORBOARD]:
+    inner = (checkpoint.FINAL, report.TENSORBOARD, report.DIVERGENCE)
+    for path in [*checkpoint.numbered(folder), *(folder / name for name in inner)]:
         shutil.rmtree(path, ignore_errors=True)
     for name in (report.METRICS, report.SAMPLES, report.CURVE, report.MANIFEST, report.TRACKERS):
         (folder / name).unlink(missing_ok=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 METRICS, SAMPLES, CURVE, MANIFEST = "metrics.jsonl", "samples.jsonl", "loss.png", "run.json"
 TENSORBOARD, TRACKERS = "tensorboard", "trackers.json"  # what trackers leave in a run's folder
+DIVERGENCE = "divergence"  # rows of steps that were left out
 PACKAGES = ("unmask", "torch", "transformers", "accelerate", "datasets", "tokenizers", "peft", "numpy")
 
 

@@ -110,15 +110,10 @@ def prepare(job: Job, parsed: Parsed, argv: list[str]) -> Run:
 
     report.quiet()
     keep_memory()
-    resume = None
-    if training.resume_from_checkpoint:
-        checkpoint.tidy(folder)  # a folder that was being replaced comes back before it is looked for
-        resume, remarks = checkpoint.to_resume(folder, training.resume_from_checkpoint)
-        report.say(*remarks)
-        folders.check_branch(folder, resume)
     training.report_to = trackers.set_up(training.report_to)
     args = to_transformers(training, parsed.more, parsed.given)
     args.output_dir = str(folder)
+    resume = _found(folder, training.resume_from_checkpoint) if training.resume_from_checkpoint else None
     kind = named("objectives", training.objective)
     if args.deepspeed_plugin is not None:
         # transformers 5.23 would share out a model while it is loaded, before `models.load` has looked whether it sees
@@ -204,6 +199,31 @@ def prepare(job: Job, parsed: Parsed, argv: list[str]) -> Run:
     return Run(trainer, folder, manifest, resume, command)
 
 
+def _found(folder: Path, asked: str) -> Path:
+    """The checkpoint to go on from, for all processes the one that the first has found: it reads every file of it."""
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    from unmask import checkpoint
+
+    found: list[Path | UserError | None] = [None]
+    if PartialState().is_main_process:
+        checkpoint.tidy(folder)  # a folder that was being replaced comes back before it is looked for
+        try:
+            path, remarks = checkpoint.to_resume(folder, asked)
+            report.say(*remarks)
+            folders.check_branch(folder, path)
+            found = [path]
+        except UserError as error:
+            found = [error]
+    if PartialState().num_processes > 1:
+        found = broadcast_object_list(found)
+    if isinstance(found[0], UserError):
+        raise found[0]
+    assert found[0] is not None
+    return found[0]
+
+
 def _size(manifest: dict[str, Any]) -> str:
     every, some = (report.amount(manifest[key]) for key in ("parameters", "trainable"))
     return f"{every} parameters" if every == some else f"{some} of {every} parameters"
@@ -212,15 +232,23 @@ def _size(manifest: dict[str, Any]) -> str:
 def go(run: Run) -> int:
     """Train, validate, save. Returns the exit code: 0, or 130 / 143 when stopped by Ctrl-C / SIGTERM."""
     from unmask import trackers
+    from unmask.guarded import Lost, lost_process
 
-    code = _go(run)
+    try:
+        code = _go(run)
+    except RuntimeError as error:
+        if run.trainer.args.world_size > 1 and lost_process(error):
+            raise Lost(
+                f"another process of this run is gone, so it ends at step {run.trainer.state.global_step} "
+                f"({str(error).strip().splitlines()[0][:120]}). Go on with --resume_from_checkpoint auto."
+            ) from None
+        raise
     trackers.finish(run.trainer)
     return code
 
 
 def _go(run: Run) -> int:
     from unmask import advice, checkpoint
-    from unmask.guarded import Lost, lost_process
 
     trainer, folder = run.trainer, run.folder
     first = trainer.is_world_process_zero()
@@ -257,13 +285,6 @@ def _go(run: Run) -> int:
     except ValueError as error:
         if "lr_scheduler" in str(error):
             raise UserError(str(error)) from None
-        raise
-    except RuntimeError as error:
-        if trainer.args.world_size > 1 and lost_process(error):
-            raise Lost(
-                f"another process of this run is gone, so it ends at step {trainer.state.global_step} "
-                f"({str(error).strip().splitlines()[0][:120]}). Go on with --resume_from_checkpoint auto."
-            ) from None
         raise
     stop = trainer.interrupt
     if stop is not None and stop.caught is not None and trainer.state.global_step < steps:
