@@ -65,7 +65,10 @@ def watch(report):
             state = sum(local(t) for s in self.optimizer.state.values() for t in s.values() if hasattr(t, "numel"))
             found = {"wrapper": type(model).__name__, "held": held, "numbers": numbers, "engine": self.engine}
             units = [name for name, m in self.model.named_modules() if type(m).__name__.startswith("FSDP")]
-            Path(report).write_text(json.dumps(found | {"state": state, "units": units}))
+            # ZeRO-1 and 2 share out the float32 weights that the optimiser moves, and with them its moments
+            parts = getattr(getattr(model, "optimizer", None), "single_partition_of_fp32_groups", None)
+            moved = sum(part.numel() for part in parts) if parts else held
+            Path(report).write_text(json.dumps(found | {"state": state, "units": units, "moved": moved}))
         return step(self, model, *given, **more)
 
     Trainer.training_step = training_step

@@ -26,10 +26,10 @@ GIB = 2**30
 # Of the rate of large products, what a step of training reaches: our benchmarks' on a CPU (benchmarks/README.md); for
 # others a guess.
 REACHED = {"cpu": 0.6, "other": 0.4}
-# Bytes that are no tensor's: a program with its libraries; on a GPU CUDA's context and workspaces.
-BESIDE = {"cpu": 0.49 * GIB, "other": 0.6 * GIB}
+# Bytes that are no tensor's: a program with its libraries, on a CPU fitted as below; on a GPU CUDA's context, a guess.
+BESIDE = {"cpu": 0.94 * GIB, "other": 0.6 * GIB}
 # Of the tensors' bytes, what lies unused between them; on a CPU fitted to benchmarks/results/estimate.json.
-UNUSED = {"cpu": 0.155, "other": 0.05}
+UNUSED = {"cpu": 0.12, "other": 0.05}
 Sharding = Literal["ddp", "zero1", "zero2", "zero3", "fsdp", "zero2-offload", "zero3-offload", "fsdp-offload"]
 SHARED: dict[str, tuple[str, ...]] = {
     "ddp": (),
