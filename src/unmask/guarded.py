@@ -90,7 +90,8 @@ class Guarded(Saving):
         whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         step = self.state.global_step
         reason = None if whole is None else self.guard.look(float(whole), step)
-        if reason is None:
+        made = self.is_deepspeed_enabled  # DeepSpeed has made its step already: only what is no number ends the run
+        if reason is None or (made and math.isfinite(float(whole))):
             self._good_loss, self._good = self._good_loss.to(self._loss.device) + self._loss, self._good + 1
             return norm
         self._left_out += 1
@@ -98,7 +99,7 @@ class Guarded(Saving):
             parameter.grad = None
         self._say_left_out(step + 1, reason)
         last = step + 1 >= self.state.max_steps and self.guard.in_a_row > 1
-        if self.guard.gives_up or last or self.is_deepspeed_enabled:  # DeepSpeed has made its step already
+        if self.guard.gives_up or last or made:
             self._give_up(step, reason)
         return norm
 
