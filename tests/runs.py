@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -86,6 +87,16 @@ def launch(processes: int, arguments: list[str], timeout: int = 300) -> subproce
     """`unmask pretrain` in several processes on the CPU, by torchrun (`accelerate launch --cpu` starts only one)."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     return run([*command, "-m", "unmask", "pretrain", *arguments], timeout)
+
+
+def wait_for_steps(process: subprocess.Popen, folder: Path, lines: int = 3) -> None:
+    """Until a run has written more lines of metrics than that; it must not end before."""
+    metrics = folder / "metrics.jsonl"
+    for _ in range(1200):
+        if metrics.exists() and metrics.read_text().count("\n") > lines:
+            break
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        time.sleep(0.1)
 
 
 def run(command: list[str], timeout: int = 300, **environment: str) -> subprocess.CompletedProcess:

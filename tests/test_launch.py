@@ -15,7 +15,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import yaml
-from runs import curve, make_model, pretrain, run, words
+from runs import curve, make_model, pretrain, run, wait_for_steps, words
 from tiny import tiny
 
 from unmask import estimation
@@ -518,12 +518,7 @@ def test_a_launcher_that_is_told_to_stop_lets_its_processes_save(small: tuple[Pa
     surroundings |= {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1", "ACCELERATE_CONFIG": "ddp"}
     command = ["bash", str(ROOT / "scripts" / "train-pt.sh")]
     process = subprocess.Popen(command, env=surroundings, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    metrics = out / "metrics.jsonl"
-    for _ in range(1200):
-        if metrics.exists() and metrics.read_text().count("\n") > 3:
-            break
-        assert process.poll() is None, process.communicate()[1][-2000:]
-        time.sleep(0.1)
+    wait_for_steps(process, out)
     process.send_signal(signal.SIGTERM)  # bash has given its place to the launcher
     _, said = process.communicate(timeout=120)
     assert process.returncode != 0

@@ -6,13 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from runs import SETTINGS, curve, launch, make_text, pretrain, run, same_weights, weights, words
+from runs import SETTINGS, curve, launch, make_text, pretrain, run, same_weights, wait_for_steps, weights, words
 
 from unmask.__main__ import main
 from unmask.folders import resume_command
@@ -270,12 +269,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(model, data, tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     )
-    metrics = out / "metrics.jsonl"
-    for _ in range(1200):
-        if metrics.exists() and metrics.read_text().count("\n") > 3:
-            break
-        assert process.poll() is None, process.communicate()[1][-2000:]
-        time.sleep(0.1)
+    wait_for_steps(process, out)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=120)
     assert process.returncode == 130, told

@@ -346,14 +346,8 @@ def save(
     folder = Path(folder)
     if folder.exists() and not is_adapter(folder) and any(folder.iterdir()):
         raise UserError(f"{folder} is there and holds no adapter; name another folder.")
-    aside = folder.with_name(f".{folder.name}.part")
-    sealed.remove(aside)
-    try:
-        write(worn, tokenizer, aside, official=official)
-        sealed.flush(aside)
-        sealed.publish(aside, folder)
-    finally:
-        sealed.remove(aside)
+    with sealed.replaced(folder) as part:
+        write(worn, tokenizer, part, official=official)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -86,8 +86,6 @@ def _some(
     made = []
     for row, places in enumerate(asked):
         one = slice(row, row + 1)
-        if not len(places):  # transformers 5.23 cannot reshape the answer of none; this one is read by nobody
-            places = places.new_zeros(1)
         some = sdpa_attention_forward(module, query[one, :, places], key[one], value[one], None, **how)[0]
         made.append(some.new_zeros(1, query.shape[2], *some.shape[2:]).index_copy(1, places, some))
     return torch.cat(made)

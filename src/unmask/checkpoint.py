@@ -131,11 +131,16 @@ def fault(checkpoint: Path, hashes: bool = False) -> str | None:
     return None
 
 
+def newest_whole(found: list[Path]) -> Path | None:
+    """The first without a fault of checkpoints that stand the newest first; their hashes are not looked at."""
+    return next((path for path in found if fault(path) is None), None)
+
+
 def keep(run: Path, limit: int, best: str | None) -> None:
     """Delete the oldest numbered checkpoints of a run beyond `limit`; never the best one, never the last whole one."""
     found = numbered(run)
     spared = {Path(best).resolve()} if best else set()
-    whole = next((path for path in found if fault(path) is None), None)
+    whole = newest_whole(found)
     spared |= {whole.resolve()} if whole else set()
     for old in found[limit:]:
         if old.resolve() not in spared:
@@ -201,29 +206,24 @@ def fits(checkpoint: Path, model: PreTrainedModel) -> None:
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, **how: Any) -> None:
     """A model folder: weights under the official names, config, tokenizer. Written aside, then renamed."""
-    part = folder.with_name(f".{folder.name}.part")
-    sealed.remove(part)
-    with all_or_nothing(part):
+    with replaced(folder) as part:
         model.save_pretrained(part, **how)
         tokenizer.save_pretrained(part)
         ids.portable(part)
-        sealed.flush(part)
-        sealed.publish(part, folder)
 
 
 @contextmanager
-def all_or_nothing(folder: Path) -> Iterator[None]:
-    """Writes into a folder that does not stay when something goes wrong; a full disk is told in one line."""
+def replaced(folder: Path) -> Iterator[Path]:
+    """As `sealed.replaced`; what the disk is to blame for is told in one line."""
     try:
-        yield
+        with sealed.replaced(folder) as part:
+            yield part
     except BaseException as error:
-        sealed.remove(folder)
         line = why_not(error, folder.parent)
         if line is None:
             raise
-        name = folder.name.removeprefix(".").removesuffix(".part")
         raise UserError(
-            f"{line}: {name} was not written, its part was removed. Mend that, then go on with "
+            f"{line}: {folder.name} was not written, its part was removed. Mend that, then go on with "
             "--resume_from_checkpoint auto."
         ) from None
 

@@ -257,7 +257,7 @@ def _loss(predict: Predictor, shape: Shape, rows: int, asked: int) -> Tensor:
     """The loss of a micro-batch, at `asked` places, as many in each row; where they lie is a matter of numbers."""
     ids = torch.zeros(rows, shape.places, dtype=torch.long)
     places = torch.zeros(asked, dtype=torch.long)
-    shares = [torch.arange(asked * (row + 1) // rows - asked * row // rows) for row in range(rows)]
+    shares = [torch.arange(max(1, asked * (row + 1) // rows - asked * row // rows)) for row in range(rows)]
     few = asked <= last_layer.MOST * ids.numel()
 
     def read(hidden: Tensor, head: Head) -> Tensor:

@@ -52,7 +52,7 @@ def check_branch(folder: Path, resume: Path) -> None:
             raise UserError(f"{folder} holds a run of its own, and {resume} is another's; name a new --output_dir.")
         return
     later = [p for p in checkpoint.numbered(folder) if checkpoint.step_of(p) > checkpoint.step_of(resume)]
-    whole = next((p for p in later if checkpoint.fault(p) is None), None)
+    whole = checkpoint.newest_whole(later)
     if whole is not None:
         raise UserError(
             f"{whole.name} is later than {resume.name} and would be overwritten; go on with "

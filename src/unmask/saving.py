@@ -74,7 +74,7 @@ class Saving(transformers.Trainer):
         except NotSaved as error:
             if self._aside is not None and self.args.should_save:
                 sealed.remove(self._aside.parent)
-            whole = next((path for path in checkpoint.numbered(run) if checkpoint.fault(path) is None), None)
+            whole = checkpoint.newest_whole(checkpoint.numbered(run))
             last = f"{whole.name} is the last whole one" if whole else "there is no other one"
             line = f"{error}: checkpoint-{step} was not written, its part was removed; {last}."
             if not alone or self.stops:
@@ -187,13 +187,11 @@ class Saving(transformers.Trainer):
     def save_final(self, folder: Path) -> None:
         """The trained model as a folder of its own, without the optimiser."""
         if self._shares_weights:  # which are gathered from all processes
-            part = folder.with_name(f".{folder.name}.part")
-            with checkpoint.all_or_nothing(part) if self.args.should_save else nullcontext():
+            elsewhere = folder.with_name(f".{folder.name}.part")  # of processes that write nothing there
+            with checkpoint.replaced(folder) if self.args.should_save else nullcontext(elsewhere) as part:
                 self.save_model(str(part))
                 if self.args.should_save:
                     (part / "training_args.bin").unlink(missing_ok=True)
-                    sealed.flush(part)
-                    sealed.publish(part, folder)
         elif self.is_world_process_zero():
             save = adapters.save if self._wears_adapter else checkpoint.save
             save(self.accelerator.unwrap_model(self.model), self.processing_class, folder)

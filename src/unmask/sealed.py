@@ -5,6 +5,7 @@ In:  a folder that was written aside.  Out: the same under its own name, with a 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -41,6 +42,19 @@ def flush(folder: Path) -> None:
     for path in folder.rglob("*"):
         _flush(path)
     _flush(folder)
+
+
+@contextlib.contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A folder to write into that takes the real one's place when all went well, and is gone when not."""
+    part = folder.with_name(f".{folder.name}.part")
+    remove(part)
+    try:
+        yield part
+        flush(part)
+        publish(part, folder)
+    finally:
+        remove(part)
 
 
 def publish(aside: Path, folder: Path) -> None:
