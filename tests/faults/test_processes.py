@@ -125,7 +125,8 @@ def two_machines(tmp_path):
 
     Each has a network of its own, joined by a cable, where the machine lets one make such; else both share this one's.
     """
-    names, cable = ("unmask-a", "unmask-b"), ("unmask-0", "unmask-1")
+    own = os.getpid()  # tests run side by side
+    names, cable = (f"unmask-a-{own}", f"unmask-b-{own}"), (f"un0-{own}", f"un1-{own}")
     made = [
         *(["ip", "netns", "add", name] for name in names),
         ["ip", "link", "add", cable[0], "type", "veth", "peer", "name", cable[1]],
@@ -158,7 +159,14 @@ def test_two_machines_train_lose_one_end_clearly_and_go_on(lost, alone, model, t
     def start(arguments):
         jobs = []
         for i, (within, address, interface) in enumerate(nodes):
-            rendezvous = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"{nodes[0][1]}:29471", "--rdzv_id", "unmask"]
+            rendezvous = [
+                "--rdzv_backend",
+                "c10d",
+                "--rdzv_endpoint",
+                f"{nodes[0][1]}:{20000 + os.getpid() % 10000}",
+                "--rdzv_id",
+                "unmask",
+            ]
             # torch asks whether the name of this machine stands for that address, which no name does here
             rendezvous += ["--rdzv_conf", f"is_host={'true' if i == 0 else 'false'}"]
             options = ["--nnodes", "2", "--nproc_per_node", "1", "--local_addr", address, *rendezvous]
