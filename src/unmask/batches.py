@@ -291,7 +291,7 @@ class Collate:
         if self.tail.kind != "none" and end_id is None:
             raise UserError(f"--eos_tail {self.tail}: the tokenizer has no end-of-text token; use --eos_tail none.")
         self.end_id = -1 if end_id is None else end_id
-        self.causal = objectives.is_causal(objective)
+        self.gives_first = objectives.gives_first(objective)
 
     def __call__(self, rows: list[tuple[dict[str, Any], Ticket]]) -> dict[str, Tensor]:
         made = [self._row(tokens, ticket) for tokens, ticket in rows]
@@ -302,6 +302,8 @@ class Collate:
             "masked": torch.zeros((len(made), length), dtype=torch.bool),
             "weight": torch.zeros((len(made), length)),
         }
+        for key in made[0].keys() - batch.keys() - {"t"}:
+            batch[key] = torch.zeros((len(made), length), dtype=torch.from_numpy(made[0][key]).dtype)
         attention = torch.zeros((len(made), length), dtype=torch.bool)
         for i, row in enumerate(made):
             n = len(row["input_ids"])
@@ -333,11 +335,12 @@ class Collate:
             extra = self._tail(supervised, ticket.longest)
             ids = np.append(ids, np.full(extra, self.end_id))
             supervised = np.append(supervised, np.ones(extra, dtype=bool))
-        if self.causal:
-            supervised[:1] = False  # before the first token stands nothing that could tell it
+        if self.gives_first:
+            supervised[:1] = False
         t = noise.time(*where) if self.t is None else self.t
         drawn = self.objective.noise(supervised, t, noise.generator(*where, noise.MASK), self.exact)
-        return {"input_ids": ids, "supervised": supervised, "masked": drawn.masked, "weight": drawn.weight, "t": t}
+        row = {"input_ids": ids, "supervised": supervised, "masked": drawn.masked, "weight": drawn.weight, "t": t}
+        return {**getattr(drawn, "more", {}), **row}
 
     def _tail(self, supervised: NDArray[np.bool_], longest: int) -> int:
         """How many end-of-text tokens come behind a row: none where it does not end in an answer."""

@@ -10,6 +10,7 @@ computed otherwise than by `transformers`' Llama: with `is_causal = False` its a
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, ClassVar
 
@@ -46,17 +47,16 @@ LLAMA_ONLY = {
     "block_group_size": 1,
     "block_type": "llama",
     "clip_qkv": None,
-    "embedding_dropout": 0.0,
     "include_bias": False,
     "include_qkv_bias": False,
     "input_emb_norm": False,
     "layer_norm_type": "rms",
     "layer_norm_with_affine": True,
-    "residual_dropout": 0.0,
     "rope": True,
     "rope_full_precision": True,
     "scale_logits": False,
 }
+DROPOUTS = ("attention_dropout", "residual_dropout", "embedding_dropout")
 ACTIVATIONS = ("silu", "gelu", "relu")
 INITIALISATIONS = ("mitchell", "normal")
 
@@ -93,6 +93,8 @@ class LLaDAConfig(LlamaConfig):
     shift: int = 0
     init_fn: str = "mitchell"
     init_cutoff_factor: float | int | None = None
+    residual_dropout: float | int = 0.0
+    embedding_dropout: float | int = 0.0
     text_vocab_size: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -126,6 +128,9 @@ class LLaDAConfig(LlamaConfig):
             raise UserError(
                 f"LLaDA config: activation_type {self.hidden_act!r} is not known; use {', '.join(ACTIVATIONS)}."
             )
+        for key in DROPOUTS:
+            if not 0 <= (share := getattr(self, key)) < 1:
+                raise UserError(f"LLaDA config: {key} is {share!r}; it must be at least 0 and below 1.")
         for key, value in DEFAULTS.items():
             kwargs.setdefault(key, value)
         for key in ("init_fn", "init_cutoff_factor", "multi_query_attention"):
@@ -195,7 +200,23 @@ class LLaDAModel(_Initialised, LlamaModel):
         self.embed_tokens.padding_idx = None
         for i, block in enumerate(self.layers):
             block.self_attn.o_proj.layer = block.mlp.down_proj.layer = i
+            for part in (block.self_attn, block.mlp):
+                _drop(part, self.config.residual_dropout)
+        _drop(self.embed_tokens, self.config.embedding_dropout)
         super().post_init()
+
+
+def _drop(part: nn.Module, share: float) -> None:
+    """Let dropout follow a part of the network in training, as the official code has it before each addition to the
+    residual stream and after the embedding. A hook, so that Llama's own layers need not be written again."""
+    if share:
+        part.register_forward_hook(functools.partial(_dropped, share))
+
+
+def _dropped(share: float, part: nn.Module, _: Any, made: Any) -> Any:
+    if isinstance(made, tuple):  # attention's answer and its weights
+        return nn.functional.dropout(made[0], share, part.training), *made[1:]
+    return nn.functional.dropout(made, share, part.training)
 
 
 class LLaDAModelLM(_Initialised, Diffusion, LlamaForCausalLM):

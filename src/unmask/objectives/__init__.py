@@ -13,7 +13,7 @@ and imports neither a model nor another objective. `examples/custom_objective.py
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -28,10 +28,15 @@ from unmask.predict import Head, Predict
 
 @dataclass
 class Noised:
-    """One row's noise: which places are masked, and what each place weighs in the loss (both (places,))."""
+    """One row's noise: which places are masked, and what each place weighs in the loss (both (places,)).
+
+    more: what else an objective draws for each place (places,), which it finds in the batch under the same names; 0
+    stands there where a row has ended.
+    """
 
     masked: NDArray[np.bool_]
     weight: NDArray[np.float32]
+    more: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -61,6 +66,9 @@ class Objective(Protocol):
     causal: ClassVar[bool] = False
     """Whether it wants a model that sees only what stands before; then a row's first token is never supervised, for
     nothing stands before it. A class without this attribute learns from both sides."""
+    first_given: bool = False
+    """Whether a row's first token is given, never learnt and never counted, as a causal objective always has it; left
+    out by objectives that count it."""
     mask_id: int | None
     """The mask's token id; None where the model is causal and has none."""
     bound: str
@@ -80,6 +88,11 @@ class Objective(Protocol):
 def is_causal(objective: Any) -> bool:
     """What an objective, or its class, says in `causal`; False where it says nothing."""
     return bool(getattr(objective, "causal", False))
+
+
+def gives_first(objective: Any) -> bool:
+    """Whether a row's first token is given: it bears no loss and is no token that counts."""
+    return is_causal(objective) or bool(getattr(objective, "first_given", False))
 
 
 def load(name: str, settings: dict[str, Any] | None, mask_id: int | None) -> Objective:
@@ -123,11 +136,13 @@ def weighted_cross_entropy(
     weight: Tensor,
     divisor: Tensor,
     attention: Tensor | None = None,
+    positions: Tensor | None = None,
 ) -> Loss:
     """The loss whose weights are known before: as `weighted(cross_entropy(…), weight, keep, divisor)`, but faster.
 
     Args:
         ids, targets, keep, attention: as `cross_entropy` has them. weight, divisor: as `weighted` has them.
+        positions: (rows, places) where each token stands in its text; counted from 0 if left out.
     """
     wanted, heavy = targets[keep], (weight / divisor[:, None])[keep]
 
@@ -135,7 +150,8 @@ def weighted_cross_entropy(
         total, nats = at_places.weighted(hidden, head, wanted, heavy)
         return torch.cat([total[None], nats])
 
-    found = predict(ids, attention=attention, keep=keep, read=total_and_nats)
+    where = {} if positions is None else {"positions": positions}
+    found = predict(ids, attention=attention, keep=keep, read=total_and_nats, **where)
     loss = weighted(found[1:].detach(), weight, keep, divisor)
     return Loss(total=found[0], nats=loss.nats, plain=loss.plain)
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from unmask.config import UserError
 from unmask.objectives import Loss, Noised, weighted_cross_entropy
 from unmask.predict import Predict
 
@@ -22,6 +23,9 @@ class Settings:
     normalise: Literal["token", "sequence"] = "token"
     """token: by all predicted tokens of the global batch, as `transformers` does. sequence: each row by its own
     length, then the mean over the rows of the global batch."""
+    input_mask: float = 0.0
+    """Of each training row a share, drawn evenly from 0 to this, is shown as the mask; every token is predicted still.
+    An augmentation against learning repeated texts by heart (arXiv:2511.03276). Validation hides nothing."""
 
 
 class Objective:
@@ -31,13 +35,22 @@ class Objective:
     bound = "exact"
 
     def __init__(self, settings: Settings, mask_id: int | None) -> None:
+        if not 0 <= settings.input_mask <= 1:
+            raise UserError(f"input_mask is {settings.input_mask}; it must be from 0 to 1.")
+        if settings.input_mask and mask_id is None:
+            raise UserError("input_mask needs a mask token, and the model has none; leave it out, or take a LLaDA.")
         self.settings, self.mask_id = settings, mask_id
 
     def noise(self, supervised: NDArray[np.bool_], t: float, random: np.random.Generator, exact: bool) -> Noised:
-        """Nothing is hidden; `masked` says what is predicted: all that is supervised but a row's first place."""
+        """`masked` says what is predicted: all that is supervised but a row's first place. `hidden`: is shown as the
+        mask."""
         predicted = supervised.copy()
         predicted[:1] = False
-        return Noised(predicted, predicted.astype(np.float32))
+        weight = predicted.astype(np.float32)
+        if not self.settings.input_mask:
+            return Noised(predicted, weight)
+        share = 0.0 if exact else t * self.settings.input_mask
+        return Noised(predicted, weight, {"hidden": random.random(len(supervised)) < share})
 
     def count(self, batch: dict[str, Tensor]) -> Tensor:
         predicted = batch["masked"]
@@ -45,6 +58,7 @@ class Objective:
 
     def __call__(self, predict: Predict, batch: dict[str, Tensor]) -> Loss:
         ids, predicted = batch["input_ids"], batch["masked"]
+        shown = torch.where(batch["hidden"], self.mask_id, ids) if self.settings.input_mask else ids
         own_length = predicted.sum(1).clamp(min=1)
         divisor = own_length if self.settings.normalise == "sequence" else torch.ones_like(own_length)
-        return weighted_cross_entropy(predict, ids, ids, predicted, batch["weight"], divisor, batch.get("attention"))
+        return weighted_cross_entropy(predict, shown, ids, predicted, batch["weight"], divisor, batch.get("attention"))

@@ -30,6 +30,9 @@ class Settings:
     normalise: Literal["sequence", "token", "masked"] = "sequence"
     """sequence: each row by its own length, then the mean over the rows of the global batch (LLaDA's guidelines).
     token: by all supervised tokens of the global batch. masked: by its masked tokens."""
+    first_given: bool = False
+    """A row's first token is never masked nor counted. So has it an autoregressive model, before whose first token stands
+    nothing: both are then scored on the same tokens, each given the first."""
 
 
 class Objective:
@@ -40,7 +43,7 @@ class Objective:
     def __init__(self, settings: Settings, mask_id: int) -> None:
         if not 0 <= settings.eps < 1:
             raise UserError(f"eps is {settings.eps}; it must be at least 0 and below 1.")
-        self.settings, self.mask_id = settings, mask_id
+        self.settings, self.mask_id, self.first_given = settings, mask_id, settings.first_given
         self.schedule = noise.schedule(settings.schedule)
 
     def noise(self, supervised: NDArray[np.bool_], t: float, random: np.random.Generator, exact: bool) -> Noised:
