@@ -254,8 +254,17 @@ class Trainer(Guarded):
 
         Each process takes its share of the rows; nothing is repeated, the training's random state is left as it was.
         """
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        began, was_training = time.monotonic(), self.model.training
+        began = time.monotonic()
+        summary = self.measured(self.eval_dataset if eval_dataset is None else eval_dataset)
+        metrics = {f"{metric_key_prefix}_{key}": value for key, value in summary.items()}
+        metrics[f"{metric_key_prefix}_seconds"] = round(time.monotonic() - began, 2)
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def measured(self, rows: Any) -> dict[str, float]:
+        """What the model's weights cost on rows, by `unmask.validate.summary`; nothing is logged or changed."""
+        was_training = self.model.training
         self.model.eval()
         with untouched_randomness(), self.compute_loss_context_manager(), self.accelerator.autocast():
             batches = self._test_batches(rows)
@@ -264,12 +273,7 @@ class Trainer(Guarded):
         self.model.train(was_training)
         if self.args.world_size > 1:
             found = gather_object(found)
-        summary = validate.summary(found, levels=not objectives.is_causal(self.objective))
-        metrics = {f"{metric_key_prefix}_{key}": value for key, value in summary.items()}
-        metrics[f"{metric_key_prefix}_seconds"] = round(time.monotonic() - began, 2)
-        self.log(metrics)
-        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return validate.summary(found, levels=not objectives.is_causal(self.objective))
 
     def _test_batches(self, rows: Any) -> Iterator[dict[str, Tensor]]:
         split = Split(self.args.eval_batch_size, 1, self.args.world_size, self.args.process_index)
