@@ -76,7 +76,9 @@ def go(told: dict[str, Any]) -> int:
     """Train, from where it was left; measure; write the CSV. Returns the exit code."""
     began, cpu = time.monotonic(), time.process_time()
     folder, results = Path(told["folder"]), Path(told["results"])
-    words = [word for key, value in told["settings"].items() for word in (f"--{key}", _word(value))]
+    settings = folder.with_name(f"{told['run']}.yaml")
+    report.write_json(settings, told["settings"])  # which YAML reads
+    words = ["--config", str(settings)]
     checkpoint.tidy(folder)
     goes_on = checkpoint.newest_whole(checkpoint.numbered(folder)) is not None
     words += ["--resume_from_checkpoint", "auto"] if goes_on else ["--overwrite_output_dir", "true"]
@@ -104,12 +106,6 @@ def go(told: dict[str, Any]) -> int:
     for path in checkpoint.numbered(folder):
         shutil.rmtree(path, ignore_errors=True)
     return 0
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, dict):
-        return ",".join(f"{k}={_word(v)}" for k, v in value.items())
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _spent(folder: Path, seconds: float, cpu: float) -> tuple[float, float]:
