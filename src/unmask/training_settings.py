@@ -74,9 +74,14 @@ def trainer_fields() -> dict[str, Any]:
 
     kinds = typing.get_type_hints(transformers.TrainingArguments)
     simple = (int, float, bool, str)
-    found = {}
+    found: dict[str, Any] = {}
     for field in dataclasses.fields(transformers.TrainingArguments):
-        parts = [a for a in typing.get_args(kinds[field.name]) if a in simple] or [kinds[field.name]]
+        args = typing.get_args(kinds[field.name])
+        if any(a is dict or typing.get_origin(a) is dict for a in args):
+            # keys and values; of some of them a file's path as well
+            found[field.name] = dict[str, Any] | None if field.name.endswith("_kwargs") else Any
+            continue
+        parts = [a for a in args if a in simple] or [kinds[field.name]]
         optional = type(None) in typing.get_args(kinds[field.name])
         kind = parts[0] if len(parts) == 1 and parts[0] in simple else Any
         found[field.name] = kind | None if optional and kind is not Any else kind
