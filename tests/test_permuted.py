@@ -47,8 +47,8 @@ def test_validation_reads_left_to_right():
 
 @pytest.mark.parametrize("rows", [ROWS, [conversation(8, seed=1), conversation(8, seed=2)]], ids=["padded", "even"])
 def test_the_loss_is_that_of_a_mask_which_hides_what_the_order_has_later(rows):
-    """Left in its places, with a mask of four dimensions that lets σ(i) see σ(1) … σ(i), the same network says at σ(i-1)
-    what comes at σ(i)."""
+    """Left in its places, with a mask of four dimensions that lets σ(i) see σ(1) … σ(i), the same network says at
+    σ(i-1) what comes at σ(i)."""
     model = tiny("llada", causal=True, attention="eager")
     objective = objectives.load("permuted", {"orders": 8}, MASK)
     batch = batch_of(objective, rows)

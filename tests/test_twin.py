@@ -1,4 +1,4 @@
-"""The two arms of a comparison differ in mask and loss, and in nothing else: weights, rows, order, tokens that count."""
+"""The two arms of a comparison differ in mask and loss, and in nothing else: not in weights, rows or their order."""
 
 import itertools
 import shutil
@@ -33,7 +33,8 @@ def arms(tmp_path, byte_tokenizer):
 def test_equal_weights_equal_counts(arms):
     one, two = (arm.model for arm in arms.values())
     assert one.num_parameters() == two.num_parameters()
-    assert not one.config.is_causal and two.config.is_causal
+    assert not one.config.is_causal
+    assert two.config.is_causal
     for (name, a), (_, b) in zip(one.state_dict().items(), two.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
 
@@ -51,7 +52,8 @@ def test_identical_rows_in_identical_order_and_the_same_tokens_count(arms):
                 assert torch.equal(one[key], two[key]), key
     tests = [list(arm._test_batches(arm.eval_dataset)) for arm in arms.values()]
     for one, two in zip(*tests, strict=True):
-        assert torch.equal(one["input_ids"], two["input_ids"]) and torch.equal(one["supervised"], two["supervised"])
+        assert torch.equal(one["input_ids"], two["input_ids"])
+        assert torch.equal(one["supervised"], two["supervised"])
 
 
 def test_the_autoregressive_loss_is_that_of_a_plain_llama_with_the_same_weights():
@@ -102,7 +104,8 @@ def test_a_first_token_that_is_given_counts_in_no_row():
     rows = [conversation(n, seed=n) for n in (6, 1, 4)]
     for exact in (False, True):
         batch = batch_of(objective, rows, exact=exact)
-        assert not batch["supervised"][:, 0].any() and not batch["masked"][:, 0].any()
+        assert not batch["supervised"][:, 0].any()
+        assert not batch["masked"][:, 0].any()
         assert batch["supervised"].sum(1).tolist() == [5, 0, 3]
 
 
@@ -115,9 +118,12 @@ def test_hidden_inputs_are_predicted_still_and_validation_hides_none():
     rows = [conversation(40, seed=n) for n in range(60)]
     plain = batch_of(objectives.load("autoregressive", {}, MASK), rows)
     batch = batch_of(objective, rows)
-    assert torch.equal(batch["masked"], plain["masked"]) and torch.equal(batch["weight"], plain["weight"])
+    assert torch.equal(batch["masked"], plain["masked"])
+    assert torch.equal(batch["weight"], plain["weight"])
     shares = batch["hidden"].float().mean(1)
-    assert 0.2 < shares.mean() < 0.3 and shares.max() < 0.75 and shares.min() < 0.1
+    assert 0.2 < shares.mean() < 0.3
+    assert shares.max() < 0.75
+    assert shares.min() < 0.1
     seen = {}
 
     def predict(ids, *, attention=None, keep=None, read=None):

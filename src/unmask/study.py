@@ -1,8 +1,8 @@
 """The command `unmask study`: many runs laid out in one file, made one after another or side by side, and a report.
 
 In:  a YAML file (`study_plan.py`).
-Out: --results_dir: runs/NAME.csv for each run that is done, results.csv with all of them, costs.csv, the report with its
-     plots. --output_dir: text, tokenizer, rows and each run's folder.
+Out: --results_dir: runs/NAME.csv for each run that is done, results.csv with all of them, costs.csv, the report with
+     its plots. --output_dir: text, tokenizer, rows and each run's folder.
 
 What is done is not done again: a study that was stopped, or killed, goes on where it was, on this machine or another
 that has its results.
@@ -182,7 +182,8 @@ class _Making:
                 for going in [going for going in self.going if going.process.poll() is not None]:
                     self._ended(going, bar)
                 names = ", ".join(going.run.name for going in self.going)
-                bar.to(self.finished + sum(self._so_far(going.run) for going in self.going), names)
+                if bar.shown:
+                    bar.to(self.finished + sum(self._so_far(going.run) for going in self.going), names)
         finally:
             bar.close()
             for going in self.going:  # an error here: let them save and stop

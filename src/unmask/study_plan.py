@@ -173,7 +173,9 @@ def read(path: str) -> Study:
     fields = {f.name for f in dataclasses.fields(Study)}
     for key in given:
         if key not in fields:
-            raise UserError(f"{path}: unknown key {key!r}; there are {', '.join(sorted(fields))}.{nearest(key, fields)}")
+            raise UserError(
+                f"{path}: unknown key {key!r}; there are {', '.join(sorted(fields))}.{nearest(key, fields)}"
+            )
     for key in ("name", "text", "arms", "grid"):
         if not given.get(key):
             raise UserError(f"{path}: no {key}; see configs/study for whole files.")

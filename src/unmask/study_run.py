@@ -76,9 +76,9 @@ def go(told: dict[str, Any]) -> int:
     """Train, from where it was left; measure; write the CSV. Returns the exit code."""
     began, cpu = time.monotonic(), time.process_time()
     folder, results = Path(told["folder"]), Path(told["results"])
-    settings = folder.with_name(f"{told['run']}.yaml")
-    report.write_json(settings, told["settings"])  # which YAML reads
-    words = ["--config", str(settings)]
+    asked = folder.with_name(f"{told['run']}.yaml")
+    report.write_json(asked, told["settings"])  # which YAML reads
+    words = ["--config", str(asked)]
     checkpoint.tidy(folder)
     goes_on = checkpoint.newest_whole(checkpoint.numbered(folder)) is not None
     words += ["--resume_from_checkpoint", "auto"] if goes_on else ["--overwrite_output_dir", "true"]

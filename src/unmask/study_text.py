@@ -39,8 +39,8 @@ def locate(text: Text) -> Path:
         is_ = hashlib.sha256(found.read_bytes()).hexdigest()
         if is_ != text.sha256:
             raise UserError(
-                f"{found} is not the text that this study is about (sha256 {is_[:12]}…, {text.sha256[:12]}… is wanted); "
-                f"move it away{', and it will be fetched' if text.url else ''}."
+                f"{found} is not the text that this study is about (sha256 {is_[:12]}…; {text.sha256[:12]}… is "
+                f"wanted); move it away{', and it will be fetched' if text.url else ''}."
             )
     return found
 

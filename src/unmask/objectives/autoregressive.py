@@ -58,7 +58,9 @@ class Objective:
 
     def __call__(self, predict: Predict, batch: dict[str, Tensor]) -> Loss:
         ids, predicted = batch["input_ids"], batch["masked"]
-        shown = torch.where(batch["hidden"], self.mask_id, ids) if self.settings.input_mask else ids
+        shown = ids
+        if self.mask_id is not None and "hidden" in batch:
+            shown = torch.where(batch["hidden"], self.mask_id, ids)
         own_length = predicted.sum(1).clamp(min=1)
         divisor = own_length if self.settings.normalise == "sequence" else torch.ones_like(own_length)
         return weighted_cross_entropy(predict, shown, ids, predicted, batch["weight"], divisor, batch.get("attention"))

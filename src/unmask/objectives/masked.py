@@ -31,8 +31,8 @@ class Settings:
     """sequence: each row by its own length, then the mean over the rows of the global batch (LLaDA's guidelines).
     token: by all supervised tokens of the global batch. masked: by its masked tokens."""
     first_given: bool = False
-    """A row's first token is never masked nor counted. So has it an autoregressive model, before whose first token stands
-    nothing: both are then scored on the same tokens, each given the first."""
+    """A row's first token is never masked nor counted, as an autoregressive model has it, before whose first token
+    stands nothing: both are then scored on the same tokens, each given the first."""
 
 
 class Objective:
