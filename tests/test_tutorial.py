@@ -990,6 +990,10 @@ def check_bash(row: Row, shop: Shop) -> None:
     check_launched(words, ["--max_steps", "3"], shop)
 
 
+def check_example(row: Row, shop: Shop) -> None:
+    check_launched(["--config_file", "configs/ddp.yaml", *row.names[1].split()], ["--max_steps", "3"], shop)
+
+
 def check_accelerate(row: Row, shop: Shop) -> None:
     check_launched(row.names[0].split()[2:], ["--max_steps", "3"], shop)
 
@@ -1167,6 +1171,8 @@ CHECKS: dict[str, Callable[[Row, Shop], None]] = {
     "bash scripts/train-pt.sh": check_bash,
     "bash scripts/train-sft.sh": check_bash,
     "bash scripts/train-qwen.sh": check_bash,
+    "bash scripts/train-qwen-pt.sh": check_bash,
+    "examples/qwen/pt.py --configs configs/qwen2.5-100M-pt.yaml": check_example,
     **{
         f"accelerate launch --config_file configs/ddp.yaml --num_processes 1 {what}": check_accelerate
         for what in (
@@ -1408,7 +1414,6 @@ def test_a_variable_does_what_the_table_says(name: str, tmp_path: Path, monkeypa
 # What a later issue brings
 
 LATER = {
-    **later("bash scripts/train-qwen-pt.sh", "examples/qwen/pt.py --configs configs/qwen2.5-100M-pt.yaml", issue=8),
     **later(
         "--served-model-name qwen2.5 --port 8000",
         "evalscope --eval-type service --eval-batch-size 4 --api-url … --api-key EMPTY",

@@ -40,6 +40,24 @@ def llada(width: int, layers: int, heads: int, ffn: int, length: int, theta: flo
     }
 
 
+QWEN_100M = {
+    "model_type": "qwen2",
+    "architectures": ["Qwen2ForCausalLM"],
+    "hidden_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "intermediate_size": 1408,
+    "max_position_embeddings": 1024,
+    "rope_theta": 1_000_000.0,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "vocab_size": 151936,
+    "eos_token_id": 151643,
+    "pad_token_id": 151643,
+}
+
+
 # name → (config, what it is)
 PRESETS: dict[str, tuple[dict[str, Any], str]] = {
     "llada-8B": (llada(4096, 32, 32, 12288, 4096, 500_000.0), "GSAI-ML/LLaDA-8B (arXiv:2502.09992)"),
@@ -54,6 +72,7 @@ PRESETS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "llada-2M": (llada(192, 4, 3, 512, 256, 10_000.0), "2M without vocabulary: CPU, minutes"),
     "llada-1M": (llada(128, 5, 2, 384, 256, 10_000.0), "1M without vocabulary: CPU, minutes"),
+    "qwen2.5-100M": (QWEN_100M, "Qwen2.5's shape, 78M of 100M vocabulary: the tutorial's pretraining of Qwen"),
     "llada-200k": (llada(64, 4, 4, 192, 256, 10_000.0), "0.2M without vocabulary: CPU, minutes; the quickstart's"),
 }
 
