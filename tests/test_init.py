@@ -75,9 +75,12 @@ def test_fresh_weights_depend_on_the_seed_alone(tmp_path, tokenizer_folder):
 def test_config_keys_can_be_set(tmp_path, tokenizer_folder):
     out = tmp_path / "model"
     words = ["--tokenizer", str(tokenizer_folder), "--output_dir", str(out), "--max_length", "32"]
-    assert main(["init", "llada-2M", *words, "--set", "d_model=64,n_heads=2,n_kv_heads=2,n_layers=1"]) == 0
+    assert main(["init", "llada-2M", *words, "--set", "d_model=64,n_heads=2", "--set", "n_layers=1"]) == 0
     config = transformers.AutoConfig.from_pretrained(out)
     assert (config.d_model, config.n_layers, config.max_sequence_length) == (64, 1, 32)
+    assert (config.n_heads, config.n_kv_heads) == (2, 2)
+    with pytest.raises(UserError, match="n_heads 2 is not a multiple of n_kv_heads 3"):
+        init.main(["llada-2M", *words, "--overwrite", "--set", "n_heads=2,n_kv_heads=3"])
 
 
 def test_a_model_folder_without_weights_is_a_source_with_its_tokenizer(tmp_path, tokenizer_folder):

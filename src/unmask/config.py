@@ -286,6 +286,8 @@ def parse(
                 shape |= {"nargs": "?", "const": "true"}
             elif is_list(kind):
                 shape |= {"nargs": "*", "action": _Append}
+            elif typing.get_origin(kind) is dict:
+                shape |= {"action": _Append}
             box.add_argument(*flags, dest=name, default=argparse.SUPPRESS, help=text, **shape)
     space, rest = parser.parse_known_args([_underscored(word) for word in argv])
     if space.help or getattr(space, "help_all", False):
@@ -354,14 +356,12 @@ def _underscored(word: str) -> str:
 
 
 class _Append(argparse.Action):
-    """`--prompt a --prompt b` and `--prompt a b` both give ["a", "b"]."""
+    """`--prompt a --prompt b` and `--prompt a b` both give ["a", "b"]; `--set a=1 --set b=2` is `--set a=1,b=2`."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        setattr(
-            namespace,
-            self.dest,
-            [*getattr(namespace, self.dest, []), *(values if isinstance(values, list) else [values])],
-        )
+        before = getattr(namespace, self.dest, None)
+        now = [*(before or []), *values] if isinstance(values, list) else f"{before},{values}" if before else values
+        setattr(namespace, self.dest, now)
 
 
 def _loose(words: list[str], prog: str) -> dict[str, Any]:

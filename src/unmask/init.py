@@ -192,6 +192,8 @@ def make_folder(arguments: InitArguments) -> Path:
     for key in arguments.set:
         if key not in known:
             raise UserError(f"--set: no config key {key!r}.{nearest(key, known)}")
+    if "n_heads" in arguments.set and values.get("n_kv_heads") == values.get("n_heads"):
+        values["n_kv_heads"] = arguments.set["n_heads"]  # each head has keys of its own still
     values.update(arguments.set)
     fit_to_tokenizer(values, tokenizer, arguments.vocab_size)
     config = make_config(values)

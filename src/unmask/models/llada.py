@@ -122,6 +122,10 @@ class LLaDAConfig(LlamaConfig):
             if self.hidden_size % self.num_attention_heads:
                 raise UserError(f"d_model {self.hidden_size} is not a multiple of n_heads {self.num_attention_heads}.")
             self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.num_attention_heads % (self.num_key_value_heads or self.num_attention_heads):
+            raise UserError(
+                f"n_heads {self.num_attention_heads} is not a multiple of n_kv_heads {self.num_key_value_heads}."
+            )
         if self.init_fn not in INITIALISATIONS:
             raise UserError(f"LLaDA config: init_fn {self.init_fn!r} is not known; use {' or '.join(INITIALISATIONS)}.")
         if self.hidden_act not in ACTIVATIONS:
