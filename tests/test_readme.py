@@ -32,7 +32,7 @@ from unmask.harness.arguments import ScoringArguments
 from unmask.harness.asking import Evaluation
 from unmask.harness.flags import TaskArguments
 from unmask.instruct import SFTDataArguments
-from unmask.objectives import masked
+from unmask.objectives import autoregressive, masked, permuted
 
 ROOT = Path(__file__).resolve().parent.parent
 README, GUIDE, DEVICES = ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "devices.md"
@@ -343,8 +343,8 @@ def as_shown(value: Any) -> str:
 
 @pytest.mark.parametrize("page", [GUIDE, CHINESE[GUIDE]], ids=short)
 def test_the_guide_has_every_setting_with_its_default(page: Path) -> None:
-    groups = [ModelArguments, DataArguments, TrainingArguments, masked.Settings, LoraArguments, SFTDataArguments]
-    groups.append(ScoringArguments)
+    groups = [ModelArguments, DataArguments, TrainingArguments, masked.Settings, autoregressive.Settings]
+    groups += [permuted.Settings, LoraArguments, SFTDataArguments, ScoringArguments]
     for group, table in zip(groups, tables(page, 3), strict=True):
         defaults = [(field.name, getattr(group(), field.name)) for field in dataclasses.fields(group)]
         told = [(row[0].strip("`"), row[1].strip("`")) for row in table]
@@ -417,6 +417,7 @@ SMALLER = {
     "tokenizer": "--vocab_size 300",
     "init": "--set d_model=32,n_layers=2,n_heads=2,n_kv_heads=2,mlp_hidden_size=64",
     "count": "",
+    "study": "--show",
     "prepare pretrain": "--max_length 32 --num_proc 1",
     "prepare sft": "--num_proc 1",
     "pretrain": "--max_steps 3 --max_length 32 --gradient_accumulation_steps 1 --logging_steps 1 --num_proc 1",
