@@ -131,8 +131,8 @@ class Study:
         how = self.arms[arm]
         run = Run(f"{arm}-u{unique}-e{epochs}-s{seed}", arm, how, unique, epochs, seed, unique // self.length)
         text = {k: v for k, v in dataclasses.asdict(self.text).items() if k not in ("file", "url")}
-        same = (text, self.tokenizer, self.model, self.training, self.looks, self.draws, self.final_draws)
-        mine = {k: v for k, v in dataclasses.asdict(how).items() if k != "about"}
+        same = (text, self.tokenizer, self.looks, self.draws, self.final_draws)
+        mine = (how.objective, how.objective_args, self.model | how.model, self.training | how.training)
         run.digest = report.digest([same, mine, unique, epochs, seed])
         return run
 
