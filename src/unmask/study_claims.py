@@ -193,7 +193,8 @@ def below(results: Results, roles: Roles, unique: int, ar_arms: Sequence[str]) -
         return unsettled(YES, words, of_ar)
     if counts(apart) > 0:
         slack = "; the bound's slack may hide a lower loss" if ours.kind == "bound" and theirs.kind == "exact" else ""
-        return unsettled(NO, words + slack, of_masked)
+        longest = max(cell.epochs for cell in results.cells(roles.masked, unique))
+        return unsettled(NO, f"{words} with up to {longest:g} epochs{slack}", of_masked)
     return unsettled(UNDECIDED, f"{words}: the interval holds 0", [*of_masked, *of_ar])
 
 

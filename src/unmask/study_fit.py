@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unmask.study_results import Estimate, Results
+from unmask.study_results import Estimate, Results, student
 
 R_RANGE = (0.3, 3e4)
 """Where R_D* is sought. At the upper end repeats are worth as much as fresh tokens in any grid that can be run."""
@@ -135,7 +135,9 @@ def fit_points(
 
     The interval is a parametric bootstrap: losses drawn around the fitted law, with the scatter of the points around
     it or the seeds' own where that is larger, and fitted again. It knows how far the law is from the points, which
-    seeds drawn again do not.
+    seeds drawn again do not. The scatter is widened as Student's t is wider than the normal: told by ten points, four
+    of whose degrees of freedom the law takes, it is known badly. So 91 of 100 such intervals hold what was planted;
+    without that, 86.
     """
     n, kinds = len(loss), len(np.unique(epochs))
     if n < LEAST_POINTS or kinds < LEAST_EPOCHS:
@@ -144,7 +146,7 @@ def fit_points(
     law = fit_law(unique, epochs, loss)
     mean = law(unique, epochs)
     noise = math.sqrt(float(((loss - mean) ** 2).sum()) / (n - 4))
-    spread = np.maximum(noise, 0.0 if errors is None else errors)
+    spread = student(n - 4) / student(math.inf) * np.maximum(noise, 0.0 if errors is None else errors)
     generator = np.random.default_rng(SEED)
     drawn = [fit_law(unique, epochs, mean + spread * generator.standard_normal(n), 21).repeats for _ in range(draws)]
     top, bottom = AT_THE_END * R_RANGE[1], R_RANGE[0] / AT_THE_END
