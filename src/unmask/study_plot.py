@@ -177,7 +177,7 @@ def draw_compute(path: Path, results: Results, roles: Roles, crossings: Sequence
             start = max(cell.losses.mean(0)[0] for cell in cells)
             panel.set_xscale("log")
             panel.set_xlim(most / 3e3, 1.5 * most)
-            frame(panel, lowest, min(start, lowest + max(1.5, 0.6 * (start - lowest))))
+            frame(panel, lowest, min(start, lowest + 1.2))  # near the crossing; `draw_epochs` shows the whole
             panel.set(ylabel=LOSS, xlabel="training compute, FLOPs (6 · parameters · tokens)")
             panel.set_title(f"{amount(unique)} unique tokens")
         handles = [

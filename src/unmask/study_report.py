@@ -311,6 +311,8 @@ def limits(study: Study, settings: dict[str, Any]) -> Iterator[Block]:
         "differences of single seeds are surer than their intervals say.",
         "Looks in the middle of a run have a learning rate that is still high: the envelope there is above what a "
         "shorter run would have reached.",
+        "R_D* goes by the best that so many epochs led to. Past an arm's best budget that is the same loss again, so "
+        "its fit rests on fewer figures than it has points.",
         "One text and one validation split.",
         *map(str, settings.get("notes") or ()),
     ]

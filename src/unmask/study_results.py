@@ -130,6 +130,11 @@ class Run:
     def last(self) -> Look:
         return self.looks[-1]
 
+    @property
+    def trained(self) -> bool:
+        """Whether there is a loss after the first step: one that went astray at once has none."""
+        return any(look.step > 0 for look in self.looks)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -291,9 +296,9 @@ def read(path: Path) -> Results:
         if other.kind != run.kind:
             raise UserError(f"{path}: {run.name} is {run.kind} and {other.name} {other.kind}; an arm has one kind.")
     return Results(
-        runs=tuple(run for run in runs if run.finished and run.looks),
+        runs=tuple(run for run in runs if run.finished and run.trained),
         unfinished=tuple(run.name for run in runs if not run.finished),
-        diverged=tuple(run.name for run in runs if run.finished and not run.looks),
+        diverged=tuple(run.name for run in runs if run.finished and not run.trained),
     )
 
 
