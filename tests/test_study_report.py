@@ -33,8 +33,8 @@ def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Path]:
-    def made(*arms: study_made.Arm, name: str = "report", **settings: Any) -> Path:
-        results = study_made.write(tmp_path / "results.csv", arms or study_made.STUDY)
+    def made(*arms: study_made.Arm, name: str = "report", uniques: Any = (100_000, 300_000), **settings: Any) -> Path:
+        results = study_made.write(tmp_path / "results.csv", arms or study_made.STUDY, uniques)
         study_report.write(tmp_path / name, results, {**SETTINGS, **settings})
         return tmp_path / name
 
@@ -88,9 +88,11 @@ def test_a_bound_is_called_one_wherever_it_stands_beside_an_exact_loss(words: Ca
 
 
 def test_it_is_made_again_to_the_same_bytes_and_what_no_longer_holds_is_gone(make: Callable[..., Path]) -> None:
-    one, two = make(name="one"), make(name="two")
+    few = study_made.Arm("ar", (4, 20), (1, 2)), study_made.Arm("masked", (20, 80), (1, 2), "masked", 150.0, 2.6)
+    one, two = (make(*few, name=name, uniques=(100_000,)) for name in ("one", "two"))
     assert files(one) == files(two)
-    make(study_made.Arm("ar", (10,), (1,)), name="two")
+    assert "plots/critical.png" in files(two)
+    make(few[0], name="two", uniques=(100_000,))
     assert "plots/critical.png" not in files(two)
     assert "critical.png" not in (two / "report.md").read_text(encoding="utf-8")
 
