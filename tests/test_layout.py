@@ -221,6 +221,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "benchmark": {"config", "report", "adapter_folder", "reader", "bench", "harness", "evaluate"},
     "evaluation": {"config", "report", "reader", "harness", "benchmark"},
+    # a study's results read: numbers and pictures, so that a report is made again without torch
+    "study_results": {"values"},
+    "study_fit": {"study_results"},
+    "study_cross": {"study_results", "study_fit"},
+    "study_claims": {"report", "study_results", "study_fit", "study_cross"},
+    "study_plot": {"report", "study_results", "study_fit", "study_cross", "study_claims"},
+    "study_page": {"replay_page"},  # how a security policy names a style
+    "study_report": {
+        *("report", "study_results", "study_fit", "study_cross", "study_claims", "study_plot", "study_page"),
+    },
     "compare_stats": {"measure"},
     "compare_runs": {"config"},
     "compare_pairs": {"config", "compare_runs", "compare_stats"},
