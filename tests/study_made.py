@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from unmask.study_results import COLUMNS
+from unmask.studies.results import COLUMNS
 
 BATCH, PARAMETERS, BYTES = 4096, 1_500_000, 2.9
 

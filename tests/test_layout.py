@@ -222,15 +222,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "benchmark": {"config", "report", "adapter_folder", "reader", "bench", "harness", "evaluate"},
     "evaluation": {"config", "report", "reader", "harness", "benchmark"},
     # a study's results read: numbers and pictures, so that a report is made again without torch
-    "study_results": {"values"},
-    "study_fit": {"study_results"},
-    "study_cross": {"study_results", "study_fit"},
-    "study_claims": {"report", "study_results", "study_fit", "study_cross"},
-    "study_plot": {"report", "study_results", "study_fit", "study_cross", "study_claims"},
-    "study_page": {"replay_page"},  # how a security policy names a style
-    "study_report": {
-        *("report", "study_results", "study_fit", "study_cross", "study_claims", "study_plot", "study_page"),
-    },
+    # studies: many runs laid out in one file, and what came of them
+    "studies": set(),
+    "studies/results": {"values"},
+    "studies/fit": {"studies"},
+    "studies/cross": {"studies"},
+    "studies/claims": {"report", "studies"},
+    "studies/plot": {"report", "studies"},
+    "studies/page": {"replay_page"},  # how a security policy names a style
+    "studies/report": {"report", "studies"},
+    "studies/plan": {"config", "report"},
+    "studies/text": {"config", "report", "sealed", "spec", "corpus", "models", "tokenizer", "tokens", "studies"},
+    "studies/run": {"config", "report", "checkpoint", "train", "pretrain", "studies"},
+    "study": {"config", "report", "init", "studies"},
     "compare_stats": {"measure"},
     "compare_runs": {"config"},
     "compare_pairs": {"config", "compare_runs", "compare_stats"},
@@ -241,7 +245,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),  # public names by name, loaded when they are used
 }
 SHARED_BY_ALL = {"values", "plugins"}  # what `config` is made of
-CHAPTERS = {"harness"}  # folders whose files are parts of one thing, not plug-ins for one another's place
+CHAPTERS = {"harness", "studies"}  # folders whose files are parts of one thing, not plug-ins for one another's place
 
 HEAVY = ["torch", "transformers", "datasets", "numpy", "peft", "matplotlib", "rich", "modelscope", "huggingface_hub"]
 

@@ -13,12 +13,15 @@ import datasets
 import pytest
 import yaml
 
-from unmask import study, study_plan, study_text
+from unmask import study
 from unmask.__main__ import main
 from unmask.config import UserError
+from unmask.studies import plan as study_plan
+from unmask.studies import text as study_text
 
 ROOT = Path(__file__).resolve().parent.parent
-WORDS = "to be or not that is the question whether tis nobler in the mind to suffer slings and arrows".split()
+SPOKEN = "to be or not that is the question whether tis nobler in the mind to suffer slings and arrows"
+WORDS = SPOKEN.split()
 TINY = {
     "name": "tiny",
     "text": {"piece": 200, "held_out": 5},

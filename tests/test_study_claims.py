@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import study_made
 
-from unmask.study_claims import NO, UNDECIDED, YES, Claim, Roles, grade, missing, roles_of
-from unmask.study_cross import EQUAL, crossing, fit_critical
-from unmask.study_results import Results, read
+from unmask.studies.claims import NO, UNDECIDED, YES, Claim, Roles, grade, missing, roles_of
+from unmask.studies.cross import EQUAL, crossing, fit_critical
+from unmask.studies.results import Results, read
 
 AR, DROPOUT, MASKED = study_made.STUDY
 BOTH = (100_000, 300_000)

@@ -11,8 +11,8 @@ import study_made
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from unmask.study_cross import BEST, EQUAL, TUNED, Crossing, crossing, fit_critical, lasting, paper, slope_of
-from unmask.study_results import Envelope, Estimate, Results, read
+from unmask.studies.cross import BEST, EQUAL, TUNED, Crossing, crossing, fit_critical, lasting, paper, slope_of
+from unmask.studies.results import Envelope, Estimate, Results, read
 
 COST = 6 * study_made.PARAMETERS
 

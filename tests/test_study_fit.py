@@ -11,8 +11,8 @@ import study_made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.study_fit import Law, effective, fit_law, fit_points, fit_repeats, percentiles, points_of
-from unmask.study_results import read
+from unmask.studies.fit import Law, effective, fit_law, fit_points, fit_repeats, percentiles, points_of
+from unmask.studies.results import read
 
 EPOCHS = (1, 2, 4, 10, 20, 50, 100, 200, 400)
 UNIQUE, GRID = (column.ravel() for column in np.meshgrid([1e5, 3e5, 1e6], np.array(EPOCHS, dtype=float)))

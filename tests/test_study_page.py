@@ -11,7 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.study_page import Bullets, Code, Heading, Picture, Table, Text, as_html, as_markdown, inline, markdown, page
+from unmask.studies.page import (
+    Bullets,
+    Code,
+    Heading,
+    Picture,
+    Table,
+    Text,
+    as_html,
+    as_markdown,
+    inline,
+    markdown,
+    page,
+)
 
 VOID = {"meta", "img", "br"}
 

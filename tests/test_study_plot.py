@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import study_made
 
-from unmask import study_plot
-from unmask.study_claims import Roles
-from unmask.study_cross import EQUAL, crossing, fit_critical
-from unmask.study_fit import Repeats, fit_repeats
-from unmask.study_results import Results, read
+from unmask.studies import plot as study_plot
+from unmask.studies.claims import Roles
+from unmask.studies.cross import EQUAL, crossing, fit_critical
+from unmask.studies.fit import Repeats, fit_repeats
+from unmask.studies.results import Results, read
 
 AR, DROPOUT, MASKED = study_made.STUDY
 ROLES = Roles("ar", "masked", ("ar-dropout",))

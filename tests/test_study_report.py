@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import study_made
 
-from unmask import study_cross, study_fit, study_report
-from unmask.study_results import read
+from unmask.studies import cross as study_cross
+from unmask.studies import fit as study_fit
+from unmask.studies import report as study_report
+from unmask.studies.results import read
 
 SETTINGS: dict[str, Any] = {
     "name": "made-up",
@@ -139,5 +141,5 @@ def test_costs_are_summed_by_machine(words: Callable[..., str], tmp_path: Path) 
 
 
 def test_reading_a_study_needs_no_torch() -> None:
-    code = "import sys, unmask.study_report as r; assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    code = "import sys, unmask.studies.report as r; assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -13,7 +13,7 @@ import study_made
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.study_results import COLUMNS, STUDENT, Estimate, difference, envelope, over_seeds, read, student
+from unmask.studies.results import COLUMNS, STUDENT, Estimate, difference, envelope, over_seeds, read, student
 from unmask.values import UserError
 
 

@@ -1,6 +1,6 @@
 """The command `unmask study`: many runs laid out in one file, made one after another or side by side, and a report.
 
-In:  a YAML file (`study_plan.py`).
+In:  a YAML file (`studies/plan.py`).
 Out: --results_dir: runs/NAME.csv for each run that is done, results.csv with all of them, costs.csv, the report with
      its plots. --output_dir: text, tokenizer, rows and each run's folder.
 
@@ -22,9 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from unmask import report, study_plan, study_text
+from unmask import report
 from unmask.config import UserError, option, parse
-from unmask.study_plan import COLUMNS, EXAMPLE, Run, Study
+from unmask.studies import plan, text
+from unmask.studies.plan import EXAMPLE, Run, Study
 
 POLL = 0.5  # seconds between two looks at the processes
 
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"no study given; type {EXAMPLE}.")
     if arguments.jobs is not None and arguments.jobs < 1:
         raise UserError(f"--jobs is {arguments.jobs}; it must be at least 1.")
-    study = study_plan.read(arguments.study)
+    study = plan.read(arguments.study)
     home = Path(arguments.output_dir or f"output/studies/{study.name}")
     results = Path(arguments.results_dir or home / "results")
     runs = study.runs()
@@ -100,9 +101,9 @@ def _make(study: Study, todo: list[Run], home: Path, results: Path, jobs: int | 
     """Make the runs; returns the exit code."""
     home.mkdir(parents=True, exist_ok=True)
     with _alone(home):
-        known = study_text.prepare(study, home)
+        known = text.prepare(study, home)
         results.mkdir(parents=True, exist_ok=True)
-        study_text.check_same(known, results)
+        text.check_same(known, results)
         models = {run.arm: _model(study, run, home) for run in todo}
         return _Making(study, todo, home, results, jobs, models).all(command)
 
@@ -208,7 +209,7 @@ class _Making:
             going.process.terminate()
 
     def _start(self, run: Run) -> None:
-        from unmask.study_run import told_of
+        from unmask.studies.run import told_of
 
         folder = self.home / "runs" / run.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -221,7 +222,7 @@ class _Making:
             environment["OMP_NUM_THREADS"] = str(self.study.threads)
         with Path(f"{folder}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "unmask.study_run"],
+                [sys.executable, "-m", "unmask.studies.run"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -276,13 +277,15 @@ def _line(path: Path) -> str:
 
 def gather(runs: list[Run], results: Path) -> Path:
     """results.csv and costs.csv from the runs that are done, in the order of the plan; returns the first."""
+    from unmask.studies.results import COLUMNS
+
     done = [run for run in runs if _done(run, results)]
     path = results / "results.csv"
     with report.written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
         file.write(",".join(COLUMNS) + "\n")
         for run in done:
-            text = (results / "runs" / f"{run.name}.csv").read_text(encoding="utf-8")
-            file.write(text.split("\n", 1)[1])
+            lines = (results / "runs" / f"{run.name}.csv").read_text(encoding="utf-8")
+            file.write(lines.split("\n", 1)[1])
     with report.written_aside(results / "costs.csv") as aside, aside.open("w", encoding="utf-8") as file:
         file.write("run,seconds,cpu_seconds,threads,device,machine,torch\n")
         for run in done:
@@ -293,13 +296,13 @@ def gather(runs: list[Run], results: Path) -> Path:
 
 
 def _report(study: Study, runs: list[Run], results: Path, arguments: StudyArguments) -> int:
-    from unmask import study_report
+    from unmask.studies import report as study_report
 
     if not any(_done(run, results) for run in runs):
         raise UserError(f"no run of {study.name} is done in {results}; run the study without --report_only first.")
     path = gather(runs, results)
     settings = dataclasses.asdict(study) | {"command": f"unmask study {arguments.study}"}
-    settings["runs"] = [run.name for run in runs]
+    settings["planned"] = [run.name for run in runs]
     study_report.write(results, path, settings)
     report.say(f"report: {results / 'report.md'}", f"page: {results / 'report.html'}")
     return 0

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from unmask.report import amount, written_aside
-from unmask.study_claims import Roles
-from unmask.study_cross import BEST, EQUAL, Critical, Crossing, paper
-from unmask.study_fit import Repeats, points_of
-from unmask.study_results import Cell, Results
+from unmask.studies.claims import Roles
+from unmask.studies.cross import BEST, EQUAL, Critical, Crossing, paper
+from unmask.studies.fit import Repeats, points_of
+from unmask.studies.results import Cell, Results
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 OTHERS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

@@ -14,9 +14,6 @@ from unmask import report
 from unmask.config import UserError, build, nearest, read_yaml
 
 EXAMPLE = "`unmask study configs/study/data-constrained-pilot.yaml`"
-# Of runs/NAME.csv and results.csv: a line is one look at the validation rows.
-COLUMNS = ["run", "arm", "objective", "kind", "unique_tokens", "epochs", "seed", "parameters", "step", "epoch"]
-COLUMNS += ["tokens", "flops", "train_loss", "loss", "loss_se", "bits_per_byte", "bits_per_byte_se", "draws", "final"]
 # Keys of training that the study itself sets for each run.
 OWN = {
     *("model_name_or_path", "dataset_args", "output_dir", "overwrite_output_dir", "resume_from_checkpoint"),

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unmask.study_results import Estimate, Results, student
+from unmask.studies.results import Estimate, Results, student
 
 R_RANGE = (0.3, 3e4)
 """Where R_D* is sought. At the upper end repeats are worth as much as fresh tokens in any grid that can be run."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unmask.study_fit import percentiles
-from unmask.study_results import Cell, Envelope, Estimate, Results, difference, envelope
+from unmask.studies.fit import percentiles
+from unmask.studies.results import Cell, Envelope, Estimate, Results, difference, envelope
 
 EQUAL, BEST, TUNED = "equal compute", "AR's best", "tuned AR's best"
 MEANING = {

@@ -1,6 +1,6 @@
 """The text of a study as rows of tokens: the same pieces held out for all runs, the same first tokens for each amount.
 
-In:  where the text is (`study_plan.Text`).
+In:  where the text is (`plan.Text`).
 Out: a tokenizer made of the training text; a folder of rows for each amount of unique tokens, all with the same
      validation rows; `data.json`: what all this is, by fingerprints, so that results of one study go together.
 """
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from unmask import report, sealed
 from unmask.config import UserError
 from unmask.spec import find
-from unmask.study_plan import Study, Text
+from unmask.studies.plan import Study, Text
 
 if TYPE_CHECKING:
     import datasets

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unmask import study_plot
 from unmask.report import amount, written_aside
-from unmask.study_claims import Claim, Roles, figure, grade, missing, names, roles_of
-from unmask.study_cross import BEST, EQUAL, MEANING, TUNED, Critical, Crossing, crossing, fit_critical, paper
-from unmask.study_fit import Repeats, fit_repeats
-from unmask.study_page import Block, Bullets, Code, Heading, Picture, Table, Text, markdown, page
-from unmask.study_results import Estimate, Results, read
+from unmask.studies import plot
+from unmask.studies.claims import Claim, Roles, figure, grade, missing, names, roles_of
+from unmask.studies.cross import BEST, EQUAL, MEANING, TUNED, Critical, Crossing, crossing, fit_critical, paper
+from unmask.studies.fit import Repeats, fit_repeats
+from unmask.studies.page import Block, Bullets, Code, Heading, Picture, Table, Text, markdown, page
+from unmask.studies.results import Estimate, Results, read
 
 MARKDOWN, PAGE, PLOTS, COSTS = "report.md", "report.html", "plots", "costs.csv"
 PAPER = "[arXiv 2507.15857](https://arxiv.org/abs/2507.15857)"
@@ -43,7 +43,7 @@ class Study:
     claims: list[Claim]
 
     def named(self, arm: str) -> str:
-        return study_plot.labelled(self.results, arm) if arm in self.results.arms else arm
+        return plot.labelled(self.results, arm) if arm in self.results.arms else arm
 
 
 def analyse(results: Results, settings: dict[str, Any]) -> Study:
@@ -83,19 +83,19 @@ def write(folder: Path, results: Path, settings: dict[str, Any]) -> None:
 def draw(folder: Path, study: Study) -> set[str]:
     """The pictures that these results allow, by name; those of an earlier report that they do not are removed."""
     results, roles = study.results, study.roles
-    compared = any(study_plot.both(results, roles, unique) for unique in results.uniques)
+    compared = any(plot.both(results, roles, unique) for unique in results.uniques)
     at = {name: folder / PLOTS / f"{name}.png" for name in ("epochs", "compute", "arms", "repeats", "critical")}
     made = {"arms"}
-    study_plot.draw_arms(at["arms"], results, roles)
+    plot.draw_arms(at["arms"], results, roles)
     if compared:
-        study_plot.draw_epochs(at["epochs"], results, roles)
-        study_plot.draw_compute(at["compute"], results, roles, study.crossings)
+        plot.draw_epochs(at["epochs"], results, roles)
+        plot.draw_compute(at["compute"], results, roles, study.crossings)
         made |= {"epochs", "compute"}
     if any(fit.points for fit in study.fits):
-        study_plot.draw_repeats(at["repeats"], results, study.fits)
+        plot.draw_repeats(at["repeats"], results, study.fits)
         made.add("repeats")
     if any(one.against == EQUAL for one in study.crossings):
-        study_plot.draw_critical(at["critical"], study.crossings, study.critical)
+        plot.draw_critical(at["critical"], study.crossings, study.critical)
         made.add("critical")
     for name in at.keys() - made:
         at[name].unlink(missing_ok=True)

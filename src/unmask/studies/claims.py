@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from unmask.report import amount
-from unmask.study_cross import EQUAL, Critical, Crossing
-from unmask.study_fit import percentiles
-from unmask.study_results import Cell, Estimate, Results, difference
+from unmask.studies.cross import EQUAL, Critical, Crossing
+from unmask.studies.fit import percentiles
+from unmask.studies.results import Cell, Estimate, Results, difference
 
 YES, NO, UNDECIDED = "yes", "no", "undecided"
 MOST_EPOCHS = 50

@@ -1,4 +1,4 @@
-"""One run of a study, in a process of its own: `python -m unmask.study_run`, which `study.py` starts.
+"""One run of a study, in a process of its own: `python -m unmask.studies.run`, which `study.py` starts.
 
 In:  a line of JSON on standard input: the run's settings. The input stays open as long as the study lives.
 Out: the run's folder, as `unmask pretrain` leaves it; then one small CSV and what it cost, in the study's results.
@@ -22,10 +22,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from unmask import checkpoint, report, study_plan, train
+from unmask import checkpoint, report, train
 from unmask.config import UserError
 from unmask.pretrain import parse_pretrain, prepare_pretrain
-from unmask.study_plan import COLUMNS
+from unmask.studies.plan import Run, Study
+from unmask.studies.results import COLUMNS
 
 PATHS = ("model_name_or_path", "dataset_args", "output_dir")  # of this machine
 
@@ -124,7 +125,7 @@ def _watch() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def told_of(study: study_plan.Study, run: study_plan.Run, home: Path, results: Path, model: Path) -> dict[str, Any]:
+def told_of(study: Study, run: Run, home: Path, results: Path, model: Path) -> dict[str, Any]:
     """The line that a run's process is told."""
     folder = home / "runs" / run.name
     settings = study.training_of(run, folder, model, home / "rows" / str(run.unique_tokens))
