@@ -129,13 +129,13 @@ def test_missing_runs_are_named(words: Callable[..., str]) -> None:
 def test_costs_are_summed_by_machine(words: Callable[..., str], tmp_path: Path) -> None:
     lines = [
         "run,seconds,cpu,threads,machine,versions",
-        "a,3600,Some CPU,2,one,torch 2",
-        "b,1800,Some CPU,2,one,torch 2",
+        "a,3600,7200,2,one,torch 2",
+        "b,1800,3600,2,one,torch 2",
     ]
     lines += ["b,900,1700,1,two,torch 2"]
     (tmp_path / "costs.csv").write_text("\n".join(lines) + "\n")
     text = words()
-    assert "| one, Some CPU | 2 | torch 2 | 2 | 1.50 | 3.00 |" in text
+    assert "| one | 2 | torch 2 | 2 | 1.50 | 3.00 |" in text
     assert "| two | 1 | torch 2 | 1 | 0.25 | 0.47 |" in text
     assert "In all 1.75 hours" in text
 

@@ -287,12 +287,22 @@ def gather(runs: list[Run], results: Path) -> Path:
             lines = (results / "runs" / f"{run.name}.csv").read_text(encoding="utf-8")
             file.write(lines.split("\n", 1)[1])
     with report.written_aside(results / "costs.csv") as aside, aside.open("w", encoding="utf-8") as file:
-        file.write("run,seconds,cpu_seconds,threads,device,machine,torch\n")
+        file.write("run,seconds,cpu,threads,machine,versions\n")
         for run in done:
             cost = json.loads((results / "runs" / f"{run.name}.json").read_text(encoding="utf-8"))
-            words = [cost[key] for key in ("seconds", "cpu_seconds", "threads", "device", "machine")]
-            file.write(",".join(map(str, [run.name, *words, cost["versions"]["torch"]])) + "\n")
+            words = [cost[key] for key in ("seconds", "cpu_seconds", "threads", "machine")]
+            file.write(",".join(map(str, [run.name, *words, f"torch {cost['versions']['torch']}"])) + "\n")
     return path
+
+
+def _told(study: Study, results: Path) -> str:
+    """The text of a study in a line."""
+    known = json.loads((results / text.DATA).read_text(encoding="utf-8"))
+    name = study.text.dataset_args or study.text.file[0]
+    return (
+        f"{name}, in pieces of {study.text.piece:,} characters of which each {study.text.held_out}th is held out: "
+        f"{known['training_tokens']:,} tokens to train on, {known['validation_tokens']:,} to validate on"
+    )
 
 
 def _report(study: Study, runs: list[Run], results: Path, arguments: StudyArguments) -> int:
@@ -302,6 +312,7 @@ def _report(study: Study, runs: list[Run], results: Path, arguments: StudyArgume
         raise UserError(f"no run of {study.name} is done in {results}; run the study without --report_only first.")
     path = gather(runs, results)
     settings = dataclasses.asdict(study) | {"command": f"unmask study {arguments.study}"}
+    settings["text"] = _told(study, results)
     settings["planned"] = [run.name for run in runs]
     study_report.write(results, path, settings)
     report.say(f"report: {results / 'report.md'}", f"page: {results / 'report.html'}")

@@ -125,6 +125,8 @@ def below_or(kind: str, one: Estimate, digits: int = 3) -> str:
 
 def short(value: Any) -> str:
     """A setting on one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {short(one)}" for key, one in value.items() if one not in (None, "", [], {}))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -159,7 +161,8 @@ def answers(study: Study) -> Iterator[Block]:
 def what_was_run(study: Study, settings: dict[str, Any]) -> Iterator[Block]:
     results, rows = study.results, []
     yield Heading("What was run")
-    known = [f"{key}: {short(settings[key])}" for key in ("text", "model") if settings.get(key)]
+    told = ("text", "tokenizer", "model", "training")
+    known = [f"{key}: {short(settings[key])}" for key in told if settings.get(key)]
     sizes = sorted({run.parameters for run in results.runs})
     size = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
     total = sum(run.last.tokens for run in results.runs)
@@ -168,14 +171,16 @@ def what_was_run(study: Study, settings: dict[str, Any]) -> Iterator[Block]:
         f"{compute(sum(run.last.flops for run in results.runs))} FLOPs (6 · parameters · tokens)"
     )
     yield Bullets(known)
+    arms = settings.get("arms") or {}
+    about = {name: str(arm.get("about", "")) for name, arm in arms.items() if isinstance(arm, dict)}
     for arm in results.arms:
         for unique in results.uniques:
             if cells := results.cells(arm, unique):
                 budgets = ", ".join(f"{cell.epochs:g} (×{len(cell.runs)})" for cell in cells)
-                rows.append([arm, results.kind(arm), amount(unique), budgets])
-    yield Table(["arm", "loss is", "unique tokens", "epochs (× seeds)"], rows, words=4)
-    arms = {*results.arms, *study.roles.ar, study.roles.masked}
-    every = [name for unique in results.uniques for name in missing(results, study.roles, arms, unique)]
+                rows.append([arm, about.get(arm, ""), results.kind(arm), amount(unique), budgets])
+    yield Table(["arm", "what it is", "loss is", "unique tokens", "epochs (× seeds)"], rows, words=5)
+    named = {*results.arms, *study.roles.ar, study.roles.masked}
+    every = [name for unique in results.uniques for name in missing(results, study.roles, named, unique)]
     gone = [name for name in (*study.roles.planned, *results.unfinished) if name not in {r.name for r in results.runs}]
     gone = list(dict.fromkeys([*every, *gone]))
     yield Text(f"Missing: {names(gone, 12)}." if gone else "No run that is known of is missing.")
@@ -325,21 +330,17 @@ def costs(path: Path) -> Iterator[Block]:
         return
     with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
-    machines: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
+    machines: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for line in lines:
-        machine, cpu, threads, versions = (
-            (line.get(name) or "–").strip() for name in ("machine", "cpu", "threads", "versions")
-        )
-        key = (machine, cpu if seconds(cpu) is None else "", threads, versions)  # `cpu` may be seconds or a name
+        key = tuple((line.get(name) or "–").strip() for name in ("machine", "threads", "versions"))
         machines.setdefault(key, []).append(line)
     yield Heading("What it cost")
     rows = []
-    for (machine, cpu, threads, versions), some in sorted(machines.items()):
+    for (machine, threads, versions), some in sorted(machines.items()):
         wall = sum(seconds(line.get("seconds")) or 0.0 for line in some) / 3600
         cpus = [value for line in some if (value := seconds(line.get("cpu"))) is not None]
         hours = f"{sum(cpus) / 3600:.2f}" if cpus else f"{wall * (seconds(threads) or 1):.2f}"
-        name = ", ".join(dict.fromkeys(word for word in (machine, cpu) if word not in ("", "–"))) or "–"
-        rows.append([name, threads, versions, str(len({line.get("run") for line in some})), f"{wall:.2f}", hours])
+        rows.append([machine, threads, versions, str(len({line.get("run") for line in some})), f"{wall:.2f}", hours])
     yield Table(["machine", "threads", "versions", "runs", "hours", "CPU hours"], rows, words=3)
     running, used = (math.fsum(float(row[i]) for row in rows) for i in (4, 5))
     yield Text(f"In all {running:.2f} hours and {used:.2f} CPU hours (hours × threads where they were not measured).")

@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from unmask import checkpoint, report, train
 from unmask.config import UserError
 from unmask.pretrain import parse_pretrain, prepare_pretrain
@@ -98,7 +100,7 @@ def go(told: dict[str, Any]) -> int:
         last = last | _measured(trainer.measured(trainer.eval_dataset)) | {"draws": told["final_draws"]}
     seconds, used = _spent(folder, time.monotonic() - began, time.process_time() - cpu)
     cost = {"digest": told["digest"], "seconds": round(seconds, 1), "cpu_seconds": round(used, 1)}
-    cost |= {"threads": told["threads"], "device": trainer.args.device.type, "machine": platform.machine()}
+    cost |= {"threads": told["threads"], "machine": _machine(trainer.args.device)}
     settings = {key: value for key, value in told["settings"].items() if key not in PATHS}
     cost |= {"versions": report.versions(), "settings": settings}
     results.mkdir(parents=True, exist_ok=True)
@@ -107,6 +109,17 @@ def go(told: dict[str, Any]) -> int:
     for path in checkpoint.numbered(folder):
         shutil.rmtree(path, ignore_errors=True)
     return 0
+
+
+def _machine(device: torch.device) -> str:
+    """The GPU's name, or the processor's where its system tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("model name\t: ")[1].split("\n")[0]
+    except (OSError, IndexError):
+        told = platform.processor() or platform.machine()
+    return f"{told.replace(',', ' ')}; {os.cpu_count()} cores"
 
 
 def _spent(folder: Path, seconds: float, cpu: float) -> tuple[float, float]:
