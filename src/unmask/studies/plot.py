@@ -133,7 +133,7 @@ def draw_epochs(path: Path, results: Results, roles: Roles) -> None:
             panel.set_xscale("log")
             plain_numbers(panel.xaxis)
             panel.set_xlim(min(0.5, min(cell.epochs for cell in cells)), 1.4 * max(cell.epochs for cell in cells))
-            frame(panel, lowest, max(lowest + 0.3, min(nothing, max(ends, lowest + 1))))
+            frame(panel, lowest, max(lowest + 0.3, min(nothing, max(ends + 0.2, lowest + 1))))
             panel.set(ylabel=LOSS, title=f"{amount(unique)} unique tokens", xlabel="epochs trained")
         handles = exact_and_bound(results, [roles.baseline, roles.masked], shade)
         handles += [
@@ -177,7 +177,8 @@ def draw_compute(path: Path, results: Results, roles: Roles, crossings: Sequence
             start = max(cell.losses.mean(0)[0] for cell in cells)
             panel.set_xscale("log")
             panel.set_xlim(most / 3e3, 1.5 * most)
-            frame(panel, lowest, min(start, lowest + 1.2))  # near the crossing; `draw_epochs` shows the whole
+            highest = max(cell.best.value for cell in cells)  # so that no arm falls out of the picture
+            frame(panel, lowest, min(start, max(lowest + 1.2, highest + 0.3)))
             panel.set(ylabel=LOSS, xlabel="training compute, FLOPs (6 · parameters · tokens)")
             panel.set_title(f"{amount(unique)} unique tokens")
         handles = [
