@@ -50,7 +50,7 @@ NOT_RUN = {
     "a hub": r"unmask download",
     "a launcher or a script, which test_launch.py starts": r"^(accelerate|torchrun|bash|[A-Z_]+=)",
     "a recipe of those": r"--configs? configs/",
-    "the whole quickstart, which test_quickstart.py runs": r"output/quickstart|^make",
+    "the whole quickstart, which test_quickstart.py runs": r"output/quickstart|output/eval/|^make",
     "a tracker's page": r"^(tensorboard|swanlab)",
     "what test_main.py types": r"^unmask( --version)?$",
 }
