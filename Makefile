@@ -5,7 +5,7 @@ PY := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts/python,bin/python)
 SETUP := $(PYTHON) scripts/setup.py --venv "$(VENV)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow test-gpu bench check clean dev format lint types
+.PHONY: help setup quickstart test test-slow test-gpu bench docs check clean dev format lint types
 
 help: ## this page
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,11 @@ test-gpu: dev ## the tests that need a GPU
 
 bench: dev ## speed and memory beside plain code, half an hour and more (ARGS="--shared FOLDER --parts pretrain data")
 	@"$(PY)" benchmarks/run.py $(ARGS)
+
+docs: ## the guide as a site, in build/docs/index.html
+	@$(SETUP) --extras docs
+	@"$(PY)" -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "build/docs/index.html"
 
 check: format lint types ## formatting, lint and types
 
