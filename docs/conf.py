@@ -46,14 +46,15 @@ def tell_language(app: Sphinx, page: str, template: str, context: dict[str, Any]
 
 def prepare(app: Sphinx, page: str, source: list[str]) -> None:
     """Links to pages outside this folder become downloads; what is not written yet is left out of the contents."""
-    source[0] = re.sub(r"\]\((\.\./[\w/.-]+\.md)", outside, source[0]) if "/" not in page else source[0]
-    folder = Path(app.srcdir, page).parent
+    top = Path(app.srcdir).resolve()
+    folder = (top / page).parent
+
+    def outside(link: re.Match[str]) -> str:
+        return link[0] if (folder / link[1]).resolve().is_relative_to(top) else f"](path:{link[1]})"
+
+    source[0] = re.sub(r"\]\((\.\./[\w/.-]+\.md)(?:#[^)]*)?\)", outside, source[0])
     if page.startswith(("zh/", "studies/")):
         source[0] = re.sub(r"(?ms)^```\{toctree\}.*?^```", lambda block: there(block[0], folder), source[0])
-
-
-def outside(link: re.Match[str]) -> str:
-    return f"](path:{link[1]}"
 
 
 def there(block: str, folder: Path) -> str:

@@ -1,8 +1,8 @@
 """The guide's picture of the noise. In: `unmask.noise`. Out: docs/pictures/noise.png, made again by
 `python docs/pictures.py`.
 
-The animation beside it, docs/pictures/unmasking.gif, is a replay of the quickstart's model:
-`unmask sample --model output/quickstart/pretrained/checkpoint-final … --replay docs/pictures/unmasking.gif`.
+Beside it: loss.png is output/quickstart/run/loss.png of `make quickstart`; unmasking.gif is what `/replay` made in
+`unmask chat --model output/quickstart/tuned/checkpoint-final --max_new_tokens 16`, asked "With dashes: wave".
 """
 
 from __future__ import annotations
