@@ -423,7 +423,7 @@ SMALLER = {
     "inspect": "--rows 1 --num_proc 1",
     "sft": "--max_steps 2 --gradient_accumulation_steps 1 --logging_steps 1 --num_proc 1",
     "merge": "",
-    "chat": "-p Hello --max_length 8 --steps 4",
+    "chat": "-p Hello --max_new_tokens 8 --steps 4",
     "sample": "--max_new_tokens 16 --steps 4",
     "infill": "--steps 4",
     "bench": "--max_new_tokens 8 --steps 4 --block_size 4 --repeats 1",
