@@ -148,10 +148,14 @@ def test_a_translated_page_has_the_commands_the_code_and_the_links_of_the_englis
     assert readme.code(page) == readme.code(english)
     assert blocks(page, "json") == blocks(english, "json")
     assert targets(page) == targets(english)
-    shapes = [
-        [line.count("|") for line in p.read_text("utf-8").splitlines() if line[:1] == "|"] for p in (page, english)
-    ]
-    assert shapes[0] == shapes[1]
+    assert shape(page) == shape(english)
+    assert f"[中文](../zh/{page.name})" in english.read_text(encoding="utf-8"), f"{short(english)} does not link to it"
+    assert f"[English](../en/{page.name})" in page.read_text(encoding="utf-8")
+
+
+def shape(page: Path) -> list[int]:
+    """How many cells each row of a page's tables has."""
+    return [line.count("|") for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
 
 
 def test_the_contents_name_every_page_in_the_same_order() -> None:
