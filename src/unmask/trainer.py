@@ -225,6 +225,8 @@ class Trainer(Guarded):
 
     def train(self, resume_from_checkpoint: Any = None, **more: Any) -> Any:
         self.resumed_from = resume_from_checkpoint or None
+        if self.resumed_from:  # transformers 5.23 would validate where it goes on, which no uninterrupted run does
+            self.args.eval_on_start = False
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **more)
 
     # -- loss
