@@ -59,8 +59,10 @@ class Packed:
         read: Read | None = None,
     ) -> Tensor:
         """See `unmask.predict.Predict`; `attention` is (rows, places), `keep` is false where it is."""
-        if positions is not None or segments is not None or cache is not None:
-            raise ValueError("what is packed here has places of its own: no positions, segments or cache.")
+        if positions is not None:
+            raise UserError("this objective puts tokens into other places, which packing cannot; --packing false.")
+        if segments is not None or cache is not None:
+            raise ValueError("what is packed here has places of its own: no segments or cache.")
         lengths = [ids.shape[1]] * len(ids) if attention is None else attention.sum(1).tolist()
         together = getattr(self.predict, "end_to_end", False)  # no row is too long, so one will do, without padding
         rows = [list(range(len(lengths)))] if together else first_fit(lengths)
