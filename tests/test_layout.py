@@ -234,7 +234,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "studies/plan": {"config", "report"},
     "studies/text": {"config", "report", "sealed", "spec", "corpus", "models", "tokenizer", "tokens", "studies"},
     "studies/run": {"config", "report", "checkpoint", "train", "pretrain", "studies"},
-    "study": {"config", "report", "init", "studies"},
+    "study": {"config", "report", "tokens", "init", "studies"},
     "compare_stats": {"measure"},
     "compare_runs": {"config"},
     "compare_pairs": {"config", "compare_runs", "compare_stats"},

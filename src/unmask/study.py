@@ -158,8 +158,10 @@ class _Making:
         models: dict[str, Path],
     ) -> None:
         self.study, self.todo, self.home, self.results, self.models = study, list(todo), home, results, models
+        from unmask.tokens import cores
+
         self.gpus = _gpus()
-        self.jobs = jobs or (self.gpus or max(1, _cores() // study.threads))
+        self.jobs = jobs or (self.gpus or max(1, cores() // study.threads))
         self.going: list[_Going] = []
         self.failed: list[str] = []
         self.finished = 0
@@ -251,10 +253,6 @@ class _Making:
     def _so_far(self, run: Run) -> int:
         lines = report.read_metrics(self.home / "runs" / run.name)
         return int(lines[-1].get("tokens", 0)) if lines else 0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus() -> int:
