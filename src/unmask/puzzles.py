@@ -233,7 +233,7 @@ def puzzle(draw: random.Random, shape: Shape, blanks: int) -> tuple[str, str]:
         if made:
             return made, solution
     raise UserError(
-        f"no puzzle of {shape.cells} cells with {blanks} blanks and one solution in {TRIES} tries; ask for fewer blanks."
+        f"no puzzle of {shape.cells} cells with {blanks} blanks and one solution in {TRIES} tries; ask for fewer."
     )
 
 
