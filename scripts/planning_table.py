@@ -149,7 +149,7 @@ def draw(path: Path, found: Sequence[Asked]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5), dpi=130, layout="constrained")
+    figure = Figure(figsize=(12, 5.4), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     parts: dict[Cell, list[dict[str, Any]]] = {}
@@ -169,7 +169,7 @@ def draw(path: Path, found: Sequence[Asked]) -> None:
         left.errorbar(x, y, [down, up], **style)
         for cell in [cell for cell in mine if cell.steps in (most, None)][:1]:
             y, down, up = zip(*(spot(*in_band(parts[cell], group)) for group in groups), strict=True)
-            right.errorbar([sum(group) / 2 + (i - 2) / 15 for group in groups], y, [down, up], **style)
+            right.errorbar([sum(group) / 2 + (i - 2) / 8 for group in groups], y, [down, up], **style)
     ticks = sorted({cell.steps for cell in parts if cell.steps})
     left.set(xlabel="forward passes an answer", ylabel="puzzles solved, % (95 %)", xscale="log", ylim=(-3, 103))
     left.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -180,7 +180,7 @@ def draw(path: Path, found: Sequence[Asked]) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    right.legend(frameon=False, fontsize=9)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     with report.written_aside(path) as aside:
         figure.savefig(aside, format="png")
 
