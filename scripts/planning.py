@@ -8,8 +8,9 @@ In:  nothing but flags; puzzles are made (`unmask.puzzles`).
 Out: in --results_dir a small JSON for each part that is done, results.csv, planning.png, and the table in README.md.
 
 Both kinds start from the same weights and see the same rows in the same order, for as many steps, by `unmask sft`; each
-with the learning rate that a short run on other puzzles favours. A part that is done is not done again, so a study that
-was stopped goes on where it stood, on this machine or, with the parts, on another.
+with that of the learning rates whose run is best on puzzles kept for it. (Runs of 150 steps chose otherwise than whole
+ones.) A part that is done is not done again, so a study that was stopped goes on where it stood, on this machine or,
+with the parts, on another.
 """
 
 from __future__ import annotations
@@ -59,10 +60,9 @@ class PlanningArguments:
     most: int = option(24, "Blank cells of a puzzle, at most.")
     width: int = option(128, "Width of the model.")
     layers: int = option(4, "Layers of the model.")
-    steps: int = option(1000, "Steps of training.")
+    steps: int = option(400, "Steps of training.")
     batch_size: int = option(32, "Puzzles a step.")
-    rates: list[float] = option([1e-3, 3e-3], "Learning rates tried for each kind.")
-    rate_steps: int = option(150, "Steps of each of these short runs.")
+    rates: list[float] = option([1e-3, 3e-3], "Learning rates of each kind: with the first seed each has a whole run.")
 
 
 def cells(shape: puzzles.Shape) -> list[Cell]:
@@ -160,15 +160,18 @@ def start(study: Study, seed: int) -> Path:
 # Training
 
 
-def trained(
-    study: Study, name: str, kind: str, seed: int, rate: float, steps: int, *, model: bool = False
-) -> dict[str, Any]:
-    """A run of `unmask sft`, by that command: its facts. The model is in output_dir/name/checkpoint-final.
+def run_name(kind: str, seed: int, rate: float) -> str:
+    return f"run-{kind}-{rate:g}-s{seed}"
+
+
+def trained(study: Study, kind: str, seed: int, rate: float, *, model: bool = False) -> dict[str, Any]:
+    """A run of `unmask sft`, by that command: its facts. The model is in output_dir/run_name/checkpoint-final.
 
     Args:
         model: whether that is needed, too, where the facts are known from another machine.
     """
-    asked, run = study.asked, study.home / name
+    asked, name = study.asked, run_name(kind, seed, rate)
+    run, steps = study.home / name, asked.steps
     facts = dataclasses.asdict(asked)
     same = {
         k: facts[k]
@@ -223,14 +226,10 @@ def spent() -> float:
 
 
 def best_rate(study: Study, kind: str) -> float:
-    """The learning rate whose short run has the lowest loss on the validation puzzles."""
+    """The learning rate whose run with the first seed has the lowest loss on the validation puzzles."""
     asked = study.asked
-    seed = asked.seeds[0]
-    short = {
-        rate: trained(study, f"rate-{kind}-{rate:g}", kind, seed, rate, asked.rate_steps)["loss"]
-        for rate in asked.rates
-    }
-    return min(short, key=lambda rate: short[rate])
+    loss = {rate: trained(study, kind, asked.seeds[0], rate)["loss"] for rate in asked.rates}
+    return min(loss, key=lambda rate: loss[rate])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -265,18 +264,17 @@ def answers(study: Study, cell: Cell, model: Path, rows: Sequence[puzzles.Row]) 
 
 def ask(study: Study, cell: Cell, seed: int, rate: float) -> Asked:
     """A cell's part: what of each puzzle is right."""
-    run = f"run-{cell.kind}-s{seed}"
-    facts = trained(study, run, cell.kind, seed, rate, study.asked.steps)
+    facts = trained(study, cell.kind, seed, rate)
     name = f"ask-{cell.name}-s{seed}"
     settings = {"cell": dataclasses.asdict(cell), "model": facts["settings"]}
     found = study.part(name, settings)
     if found:
         return Asked(cell, seed, found, facts)
-    trained(study, run, cell.kind, seed, rate, study.asked.steps, model=True)
+    trained(study, cell.kind, seed, rate, model=True)
     rows = write_rows(study)
     report.say(f"{name}: {len(rows)} puzzles")
     before = spent()
-    given, passes = answers(study, cell, study.home / run / checkpoint.FINAL, rows)
+    given, passes = answers(study, cell, study.home / run_name(cell.kind, seed, rate) / checkpoint.FINAL, rows)
     took = spent() - before
     asked, solved = [row["instruction"] for row in rows], [row["output"] for row in rows]
     triples = list(zip(asked, given, solved, strict=True))
@@ -302,7 +300,7 @@ def ask(study: Study, cell: Cell, seed: int, rate: float) -> Asked:
 def main(argv: list[str]) -> int:
     """The study, from flags to table."""
     asked: PlanningArguments = parse("planning.py", __doc__.splitlines()[0], [PlanningArguments], argv).groups[0]
-    for name in ("train_rows", "test_rows", "fewest", "width", "layers", "steps", "batch_size", "rate_steps"):
+    for name in ("train_rows", "test_rows", "fewest", "width", "layers", "steps", "batch_size"):
         if getattr(asked, name) < 1:
             raise UserError(f"--{name} is {getattr(asked, name)}; it must be at least 1.")
     if asked.most < asked.fewest or not asked.rates or not asked.seeds:

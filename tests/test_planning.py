@@ -44,20 +44,23 @@ def done(modules, tmp_path_factory):
 
 
 def words(folder: Path, *more: str) -> list[str]:
-    sizes = "--train_rows 40 --test_rows 6 --steps 2 --rate_steps 1 --rates 1e-3 --width 16 --layers 1 --batch_size 4"
+    sizes = "--train_rows 40 --test_rows 6 --steps 2 --rates 1e-3 3e-3 --width 16 --layers 1 --batch_size 4"
     where = ["--output_dir", str(folder / "work"), "--results_dir", str(folder / "results")]
     return [*sizes.split(), *where, *more]
 
 
 def test_both_kinds_learn_the_same_rows_from_the_same_start_for_as_many_steps(done):
     folder, runs = done
-    flags = [dict(zip(run[1::2], run[2::2], strict=False)) for run in runs[:4]]
-    assert [f["--max_steps"] for f in flags] == ["1", "1", "2", "2"]  # short runs, then the long ones
-    assert {f["--objective"] for f in flags[2:]} == {"masked", "autoregressive"}
-    differ = {key for key in {*flags[2], *flags[3]} if flags[2].get(key) != flags[3].get(key)}
-    assert differ == {"--objective", "--objective_args", "--eos_tail", "--output_dir"}
+    flags = [dict(zip(run[1::2], run[2::2], strict=False)) for run in runs]
+    assert [(f["--objective"], f["--learning_rate"]) for f in flags] == [
+        *(("masked", "0.001"), ("masked", "0.003")),
+        *(("autoregressive", "0.001"), ("autoregressive", "0.003")),
+    ]
+    for one, other in zip(flags[:2], flags[2:], strict=True):
+        differ = {key for key in {*one, *other} if one.get(key) != other.get(key)}
+        assert differ == {"--objective", "--objective_args", "--eos_tail", "--output_dir"}
     told = [
-        json.loads((folder / "results" / "parts" / f"run-{kind}-s1.json").read_text(encoding="utf-8"))
+        json.loads((folder / "results" / "parts" / f"run-{kind}-0.001-s1.json").read_text(encoding="utf-8"))
         for kind in ("masked", "autoregressive")
     ]
     for same in ("parameters", "tokens"):
@@ -120,7 +123,7 @@ def test_both_kinds_read_a_puzzle_as_the_same_single_characters(done):
     said = [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
     ids = []
     for kind in ("masked", "autoregressive"):
-        tokenizer = models.load_tokenizer(str(done[0] / "work" / f"run-{kind}-s1" / "checkpoint-final"))
+        tokenizer = models.load_tokenizer(str(done[0] / "work" / f"run-{kind}-0.001-s1" / "checkpoint-final"))
         template = Template(tokenizer)
         [asked, answer] = template.turns(said)
         assert template.prompt(said[:1]) == asked.ids
