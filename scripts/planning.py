@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """A task where order matters: Sudoku, learnt by masked diffusion and left to right at equal compute.
 
-    python scripts/planning.py                      # what docs/studies/planning holds: about an hour on one core
+    python scripts/planning.py                      # what docs/studies/planning holds: 15 minutes of one core
     python scripts/planning.py --steps 100 --train_rows 2000 --test_rows 50 --results_dir output/planning/results
 
 In:  nothing but flags; puzzles are made (`unmask.puzzles`).
 Out: in --results_dir a small JSON for each part that is done, results.csv, planning.png, and the table in README.md.
 
 Both kinds start from the same weights and see the same rows in the same order, for as many steps, by `unmask sft`; each
-with that of the learning rates whose run is best on puzzles kept for it. (Runs of 150 steps chose otherwise than whole
-ones.) A part that is done is not done again, so a study that was stopped goes on where it stood, on this machine or,
+with that of the learning rates whose run is best on puzzles kept for it. (Runs of 150 steps did not tell
+them apart.) A part that is done is not done again, so a study that was stopped goes on where it stood, on this machine or,
 with the parts, on another.
 """
 
