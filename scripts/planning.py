@@ -8,9 +8,9 @@ In:  nothing but flags; puzzles are made (`unmask.puzzles`).
 Out: in --results_dir a small JSON for each part that is done, results.csv, planning.png, and the table in README.md.
 
 Both kinds start from the same weights and see the same rows in the same order, for as many steps, by `unmask sft`; each
-with that of the learning rates whose run is best on puzzles kept for it. (Runs of 150 steps did not tell
-them apart.) A part that is done is not done again, so a study that was stopped goes on where it stood, on this machine or,
-with the parts, on another.
+with that of the learning rates whose run is best on puzzles kept for it. (Runs of 150 steps did not tell them apart.)
+A part that is done is not done again, so a study that was stopped goes on where it stood, on this machine or, with the
+parts, on another.
 """
 
 from __future__ import annotations
