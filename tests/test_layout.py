@@ -240,6 +240,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compare_pairs": {"config", "compare_runs", "compare_stats"},
     "compare": {"config", "report", "bench", "compare_pairs", "compare_runs", "compare_stats"},
     "tasks": {"values"},
+    "puzzles": {"values"},  # made and judged without a model
     "quickstart": ANY,  # it tells the whole story
     "__main__": {"config"},  # commands by name, loaded when they are asked for
     "__init__": set(),  # public names by name, loaded when they are used
