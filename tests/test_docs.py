@@ -52,7 +52,7 @@ NOT_RUN = {
     "a recipe of those": r"--configs? configs/",
     "the whole quickstart, which test_quickstart.py runs": r"output/quickstart|output/eval/|^make",
     "a tracker's page": r"^(tensorboard|swanlab)",
-    "a study, hours of training; test_study.py runs a small one": r"^unmask study",
+    "a study, hours of training; test_study.py runs a small one": r"^(unmask study|python scripts/planning.py)",
     "what test_main.py types": r"^unmask( --version)?$",
 }
 MAKERS = ("tokenizer", "init", "pretrain", "sft")  # others need what they make

@@ -14,7 +14,7 @@ import re
 import shlex
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -129,6 +129,19 @@ def settings_in(file: Any, function: str, words: tuple[str, ...] | list[str]) ->
     return stopped.value.args[0]
 
 
+def script_settings(words: Sequence[str]) -> Any:
+    """The same of `python SCRIPT …`."""
+    place = importlib.util.spec_from_file_location(Path(words[0]).stem, ROOT / words[0])
+    assert place
+    assert place.loader
+    file = importlib.util.module_from_spec(place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, file.__name__, file)  # where its dataclasses look their types up
+        patch.syspath_prepend(str(ROOT / "scripts"))  # as Python does it, for files beside the script
+        place.loader.exec_module(file)
+        return settings_in(file, "main", list(words[1:]))
+
+
 def check_unmask(words: tuple[str, ...] | list[str]) -> None:
     if list(words) in (["--version"], []):
         return
@@ -218,14 +231,7 @@ def check(words: tuple[str, ...]) -> None:
             assert recipe
             check_unmask([BEHIND[starts[1]], "--configs", recipe[0], *rest[1:]])
     elif program == "python":
-        place = importlib.util.spec_from_file_location(Path(rest[0]).stem, ROOT / rest[0])
-        assert place
-        assert place.loader
-        file = importlib.util.module_from_spec(place)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(sys.modules, file.__name__, file)  # where its dataclasses look their types up
-            place.loader.exec_module(file)
-            settings_in(file, "main", rest[1:])
+        script_settings(rest)
     elif program in TRACKERS:  # their own commands, which need not be installed
         assert rest[0] == TRACKERS[program]
     else:
@@ -282,6 +288,9 @@ def test_an_option_that_is_named_in_the_text_exists(page: Path) -> None:
     launcher = vars(launch_command_parser().parse_args(["script"])) if "devices" in page.stem else ()
     known = {*launcher, *(("signal",) if launcher else ())}  # and sbatch's
     known |= {"help", "help_all", "config", "configs", "config_file", "version", *trainer_fields()}
+    scripts = [words[1:] for words in commands(page) if words[0] == "python" and words[1].startswith("scripts/")]
+    for group in itertools.chain.from_iterable(script_settings(words).groups for words in scripts):
+        known |= {field.name for field in dataclasses.fields(group)}
     kinds = {"prepare": ["pretrain", "sft"], "estimate": ["pretrain", "sft"], "bench": ["decode"]}
     for command in COMMANDS:
         for words in [[command, kind] for kind in kinds[command]] if command in kinds else [[command]]:
