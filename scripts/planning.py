@@ -62,7 +62,7 @@ class PlanningArguments:
     layers: int = option(4, "Layers of the model.")
     steps: int = option(1000, "Steps of training.")
     batch_size: int = option(32, "Puzzles a step.")
-    rates: list[float] = option([1e-3], "Learning rates of each kind: of several, each has a whole run with the first seed.")
+    rates: list[float] = option([1e-3], "Learning rates; of several each has a whole run with the first seed.")
 
 
 def cells(shape: puzzles.Shape) -> list[Cell]:
