@@ -60,9 +60,9 @@ class PlanningArguments:
     most: int = option(24, "Blank cells of a puzzle, at most.")
     width: int = option(128, "Width of the model.")
     layers: int = option(4, "Layers of the model.")
-    steps: int = option(400, "Steps of training.")
+    steps: int = option(1000, "Steps of training.")
     batch_size: int = option(32, "Puzzles a step.")
-    rates: list[float] = option([1e-3, 3e-3], "Learning rates of each kind: with the first seed each has a whole run.")
+    rates: list[float] = option([1e-3], "Learning rates; of several each has a whole run with the first seed.")
 
 
 def cells(shape: puzzles.Shape) -> list[Cell]:
