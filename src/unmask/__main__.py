@@ -38,7 +38,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "eval": ("evaluation", "main", "Score a model on benchmarks, exams on disk or your own questions"),
         "compare": ("compare", "main", "Compare scored models, question by question"),
         "bench": ("bench", "main", "Measure decoding: rules and caches side by side"),
-        "study": ("study", "main", "Train many models laid out in one file, and report what came of them"),
+        "study": ("study", "main", "Train many models out of one file, and report on them"),
     },
 }
 COMMANDS = {name: entry for group in GROUPS.values() for name, entry in group.items()}
