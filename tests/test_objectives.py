@@ -50,6 +50,25 @@ def batch_of(rows, objective, seed=0, exact=False, labels=None, places=None):
     )
 
 
+def test_more_draws_of_the_same_rows_say_nothing_more_of_which_rows_were_drawn():
+    """Rows that differ, and noise that does not: the error is that of the rows alone, however often each is drawn."""
+    cost = np.random.default_rng(0).normal(30, 6, size=50)
+
+    def told(draws):
+        rows = [
+            (row * draws + draw, nats, nats, 5.0, 10.0, 20.0, (draw + 0.5) / draws, 0.0)
+            for row, nats in enumerate(cost)
+            for draw in range(draws)
+        ]
+        return validate.summary(rows, draws=draws)
+
+    once, often = told(1), told(32)
+    assert often["loss"] == pytest.approx(once["loss"])
+    for key in ("loss_se", "bits_per_byte_se"):
+        assert often[key] == pytest.approx(once[key], rel=1e-9)
+    assert once["loss_se"] == pytest.approx(cost.std(ddof=1) / 50**0.5 / 10, rel=1e-6)
+
+
 def enumerated(predict, row):
     """The bound by its definition: the mean over orders = Σ over sets of masked places, each set of size l weighing
     1 / (l · C(L, l)) (any-order chain rule; LLaDA, eq. 6)."""

@@ -111,6 +111,12 @@ def test_a_runs_digest_is_of_what_makes_its_numbers(write):
         ({"text": {"held_out": 1}}, "held_out is 1"),
         ({"text": {"dataset_args": "x.jsonl"}}, "one of them"),
         ({"claims": {"masked": "maskd"}}, "claims masked: no arm 'maskd'"),
+        ({"claims": {"basline": "ar"}}, "claims: no key 'basline'.*Did you mean 'baseline'"),
+        ({"arms": {"a/b": {}}}, "arm 'a/b'"),
+        ({"grid": [{"arms": ["ar"], "unique_tokens": [], "epochs": 2}]}, "a grid has no unique_tokens"),
+        ({"training": {"max_length": "abc"}}, "max_length is 'abc'"),
+        ({"arms": {"ar": {"training": {"per_device_train_batch_size": 0}}}}, "per_device_train_batch_size is 0"),
+        ({"text": {"piece": -1}}, "piece is -1"),
     ],
 )
 def test_a_wrong_file_gets_one_line(write, other, line):
@@ -244,6 +250,22 @@ def test_a_run_that_fails_leaves_the_others_done_and_says_where_to_look(write, t
     assert "1 runs failed: ar-u480-e2-s1" in said
     assert "input_mask is 7" in (tmp_path / "home" / "runs" / "ar-u480-e2-s1.log").read_text()
     assert (tmp_path / "home" / "results" / "runs" / "masked-u480-e2-s1.csv").is_file()
+
+
+def test_what_was_half_made_by_other_settings_is_made_anew(write, tmp_path):
+    """A run that was killed is gone on with by the settings that began it, and by no others."""
+    grid = [{"arms": ["ar"], "unique_tokens": 480, "epochs": 2}]
+    path, home = write(grid=grid), tmp_path / "home"
+    finished(path, home)
+    (run,) = study_plan.read(path).runs()
+    for end in ("csv", "json"):
+        (home / "results" / "runs" / f"{run.name}.{end}").unlink()
+    folder = home / "runs" / run.name
+    assert (folder / "digest").read_text() == run.digest
+    slower = write(grid=grid, training={**TINY["training"], "warmup_steps": 9})
+    finished(slower, home)
+    assert "going on from" not in Path(f"{folder}.log").read_text()
+    assert (folder / "digest").read_text() == study_plan.read(slower).runs()[0].digest
 
 
 def test_names_that_are_not_there_are_refused(write):

@@ -11,8 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import SETTINGS, curve, launch, make_text, pretrain, run, same_weights, wait_for_steps, weights, words
+from runs import (
+    SETTINGS,
+    curve,
+    launch,
+    make_model,
+    make_text,
+    pretrain,
+    run,
+    same_weights,
+    wait_for_steps,
+    weights,
+    words,
+)
 
+from unmask import checkpoint, sealed
 from unmask.__main__ import main
 from unmask.folders import resume_command
 
@@ -324,3 +337,34 @@ def test_tensorboard_gets_the_curves(model, data, tmp_path):
     pytest.importorskip("tensorboard")
     pretrain(model, data, tmp_path / "run", report_to="tensorboard", max_steps=2)
     assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_a_run_that_was_stopped_at_a_step_of_validation_makes_up_for_it(tmp_path, byte_tokenizer):
+    """Told to stop there, a run saves and does not validate; told nothing, it has, and does not do so again."""
+    model, data = make_model(tmp_path / "model", byte_tokenizer), make_text(tmp_path / "text.jsonl")
+    how = {"eval_steps": 2, "save_steps": 1, "save_total_limit": 9, "eval_on_start": True}
+    spec = f"{data}[train:50,test:10]"
+    whole = pretrain(model, spec, tmp_path / "run", **how)
+    looked = [line["step"] for line in whole if "eval_loss" in line]
+    assert looked == [0, 2, 4, 6]
+    for step, owes in ((1, False), (2, True)):
+        run = tmp_path / f"from-{step}"
+        shutil.copytree(tmp_path / "run", run)
+        for later in [run / "checkpoint-final", *(run / f"checkpoint-{n}" for n in range(step + 1, 7))]:
+            shutil.rmtree(later)
+        held = run / f"checkpoint-{step}"
+        assert not checkpoint.owes_validation(held)
+        if owes:  # as it is where the signal came in that very step
+            state = json.loads((held / "trainer_state.json").read_text())
+            state["log_history"] = [line for line in state["log_history"] if line["step"] != 2 or "loss" in line]
+            (held / "trainer_state.json").write_text(json.dumps(state))
+            (held / "manifest.json").unlink()
+            sealed.seal(held, {})
+            lines = (run / "metrics.jsonl").read_text().splitlines()
+            kept = [line for line in lines if not (json.loads(line)["step"] == 2 and "eval_loss" in line)]
+            (run / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+        lines = pretrain(model, spec, run, **how, resume_from_checkpoint="auto")
+        assert [line["step"] for line in lines if "eval_loss" in line] == looked
+        assert [line["eval_loss"] for line in lines if "eval_loss" in line] == [
+            line["eval_loss"] for line in whole if "eval_loss" in line
+        ]

@@ -185,6 +185,14 @@ def to_resume(run: Path, asked: str) -> tuple[Path, list[str]]:
     raise UserError(f"no checkpoint to go on from in {run}{why}; --overwrite_output_dir starts anew.")
 
 
+def owes_validation(checkpoint: Path) -> bool:
+    """Whether a checkpoint's step was one of validation, and stopping there left it out."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    step, every = state["global_step"], state.get("eval_steps") or 0
+    looked = any("eval_loss" in line and line["step"] == step for line in state["log_history"])
+    return bool(every >= 1 and step % every == 0 and not looked)
+
+
 def fits(checkpoint: Path, model: PreTrainedModel) -> None:
     """UserError when a checkpoint's tensors have other names or shapes than the model's."""
     from safetensors import safe_open

@@ -14,6 +14,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from unmask.config import UserError, option, parse
 from unmask.studies import plan, text
 from unmask.studies.plan import EXAMPLE, Run, Study
 
+MADE = "made"  # the file that says that a model folder is whole
 POLL = 0.5  # seconds between two looks at the processes
 
 
@@ -69,7 +71,11 @@ def main(argv: list[str]) -> int:
     if not arguments.report_only:
         todo = [run for run in wanted if run.name not in done]
         code = _make(study, todo, home, results, arguments.jobs, shlex.join(["unmask", "study", *argv]))
-    return code or _report(study, runs, results, arguments)
+    if code in (0, 2) and any(_done(run, results) for run in runs):  # 2: some failed, and the others are told of
+        _report(study, runs, results, arguments)
+    elif not code:
+        raise UserError(f"no run of {study.name} is done in {results}; run the study without --report_only first.")
+    return code
 
 
 def _chosen(runs: list[Run], only: list[str], study: Study) -> list[Run]:
@@ -99,12 +105,14 @@ def _done(run: Run, results: Path) -> bool:
 
 def _make(study: Study, todo: list[Run], home: Path, results: Path, jobs: int | None, command: str) -> int:
     """Make the runs; returns the exit code."""
-    home.mkdir(parents=True, exist_ok=True)
-    with _alone(home):
+    if not todo:
+        return 0
+    for folder in (home, results):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _alone(home), _alone(results):
         known = text.prepare(study, home)
-        results.mkdir(parents=True, exist_ok=True)
         text.check_same(known, results)
-        models = {run.arm: _model(study, run, home) for run in todo}
+        models = {run.arm: _model(study, run, home, known["tokenizer"]) for run in todo}
         return _Making(study, todo, home, results, jobs, models).all(command)
 
 
@@ -119,13 +127,13 @@ def _alone(home: Path) -> Any:
         raise UserError(f"another `unmask study` works in {home}; wait for it, or name another --output_dir.") from None
 
 
-def _model(study: Study, run: Run, home: Path) -> Path:
-    """The model folder of a run's arm, made if it is not there."""
+def _model(study: Study, run: Run, home: Path, tokenizer_is: str) -> Path:
+    """The model folder of a run's arm, made if it is not there whole. tokenizer_is: its fingerprint."""
     from unmask import init
 
     values = study.model | run.how.model
-    folder = home / "models" / report.digest([values, study.tokenizer])
-    if not (folder / "config.json").is_file():
+    folder = home / "models" / report.digest([values, tokenizer_is])
+    if not (folder / MADE).is_file():
         preset = str(values.get("preset", "llada-200k"))
         given = {key: value for key, value in values.items() if key != "preset"}
         tokenizer = str(study.tokenizer.get("from") or home / "tokenizer")
@@ -133,6 +141,7 @@ def _model(study: Study, run: Run, home: Path) -> Path:
             source=preset, output_dir=str(folder), tokenizer=tokenizer, set=given, overwrite=True
         )
         init.make_folder(arguments)
+        (folder / MADE).touch()
     return folder
 
 
@@ -197,11 +206,11 @@ class _Making:
             report.say(f"stopped; what was under way has saved a checkpoint. To go on:\n  {command}")
             return 128 + self.caught
         if self.failed:
-            raise UserError(
-                f"{len(self.failed)} runs failed: {', '.join(self.failed)}; their .log in {self.home / 'runs'} says "
-                "why. The others are done, and the same command tries these again."
+            report.say(
+                f"unmask: {len(self.failed)} runs failed: {', '.join(self.failed)}; their .log in "
+                f"{self.home / 'runs'} says why. The others are done, and the same command tries these again."
             )
-        return 0
+        return 2 if self.failed else 0
 
     def _catch(self, number: int, frame: Any) -> None:
         if self.caught is None:
@@ -232,10 +241,12 @@ class _Making:
                 start_new_session=True,  # Ctrl-C goes to the study alone, which stops its runs
             )
         assert process.stdin is not None
-        told = told_of(self.study, run, self.home, self.results, self.models[run.arm])
+        told = told_of(self.study, run, self.home, self.results, self.models[run.arm], not self.gpus)
         process.stdin.write(json.dumps(told).encode() + b"\n")
         process.stdin.flush()  # and left open: its end tells the run that the study is gone
         self.going.append(_Going(run, process, gpu))
+        if self.caught is not None:  # while it was being started
+            process.terminate()
 
     def _ended(self, going: _Going, bar: report.Bar) -> None:
         self.going.remove(going)
@@ -251,8 +262,13 @@ class _Making:
             bar.line(f"{name}: failed with code {code}; see {self.home / 'runs' / name}.log")
 
     def _so_far(self, run: Run) -> int:
-        lines = report.read_metrics(self.home / "runs" / run.name)
-        return int(lines[-1].get("tokens", 0)) if lines else 0
+        path = self.home / "runs" / run.name / report.METRICS
+        if not path.is_file():
+            return 0
+        with path.open("rb") as file:  # its end alone: it may have tens of thousands of lines
+            file.seek(max(0, path.stat().st_size - 2000))
+            found = re.findall(rb'"tokens": (\d+)', file.read())
+        return int(found[-1]) if found else 0
 
 
 def _gpus() -> int:
@@ -279,12 +295,13 @@ def gather(runs: list[Run], results: Path) -> Path:
 
     done = [run for run in runs if _done(run, results)]
     path = results / "results.csv"
-    with report.written_aside(path) as aside, aside.open("w", encoding="utf-8") as file:
+    how: dict[str, Any] = {"encoding": "utf-8", "newline": ""}  # the same bytes on every system
+    with report.written_aside(path) as aside, aside.open("w", **how) as file:
         file.write(",".join(COLUMNS) + "\n")
         for run in done:
             lines = (results / "runs" / f"{run.name}.csv").read_text(encoding="utf-8")
             file.write(lines.split("\n", 1)[1])
-    with report.written_aside(results / "costs.csv") as aside, aside.open("w", encoding="utf-8") as file:
+    with report.written_aside(results / "costs.csv") as aside, aside.open("w", **how) as file:
         file.write("run,seconds,cpu,threads,machine,versions\n")
         for run in done:
             cost = json.loads((results / "runs" / f"{run.name}.json").read_text(encoding="utf-8"))
@@ -295,23 +312,23 @@ def gather(runs: list[Run], results: Path) -> Path:
 
 def _told(study: Study, results: Path) -> str:
     """The text of a study in a line."""
-    known = json.loads((results / text.DATA).read_text(encoding="utf-8"))
     name = study.text.dataset_args or study.text.file[0]
+    if not (results / text.DATA).is_file():  # results that were copied without it
+        return name
+    known = json.loads((results / text.DATA).read_text(encoding="utf-8"))
     return (
         f"{name}, in pieces of {study.text.piece:,} characters of which each {study.text.held_out}th is held out: "
         f"{known['training_tokens']:,} tokens to train on, {known['validation_tokens']:,} to validate on"
     )
 
 
-def _report(study: Study, runs: list[Run], results: Path, arguments: StudyArguments) -> int:
+def _report(study: Study, runs: list[Run], results: Path, arguments: StudyArguments) -> None:
     from unmask.studies import report as study_report
 
-    if not any(_done(run, results) for run in runs):
-        raise UserError(f"no run of {study.name} is done in {results}; run the study without --report_only first.")
     path = gather(runs, results)
-    settings = dataclasses.asdict(study) | {"command": f"unmask study {arguments.study}"}
+    where = f" --results_dir {arguments.results_dir}" if arguments.results_dir else ""
+    settings = dataclasses.asdict(study) | {"command": f"unmask study {arguments.study}{where}"}
     settings["text"] = _told(study, results)
     settings["planned"] = [run.name for run in runs]
     study_report.write(results, path, settings)
     report.say(f"report: {results / 'report.md'}", f"page: {results / 'report.html'}")
-    return 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -225,8 +226,10 @@ class Trainer(Guarded):
 
     def train(self, resume_from_checkpoint: Any = None, **more: Any) -> Any:
         self.resumed_from = resume_from_checkpoint or None
-        if self.resumed_from:  # transformers 5.23 would validate where it goes on, which no uninterrupted run does
-            self.args.eval_on_start = False
+        if self.resumed_from:
+            # transformers 5.23 would validate wherever it goes on, which no uninterrupted run does; but one that was
+            # told to stop at a step of validation has left that out
+            self.args.eval_on_start = checkpoint.owes_validation(Path(self.resumed_from))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **more)
 
     # -- loss
@@ -275,7 +278,7 @@ class Trainer(Guarded):
         self.model.train(was_training)
         if self.args.world_size > 1:
             found = gather_object(found)
-        return validate.summary(found, levels=not objectives.is_causal(self.objective))
+        return validate.summary(found, not objectives.is_causal(self.objective), self.eval_draws)
 
     def _test_batches(self, rows: Any) -> Iterator[dict[str, Tensor]]:
         split = Split(self.args.eval_batch_size, 1, self.args.world_size, self.args.process_index)

@@ -50,21 +50,24 @@ def rows(
     return found
 
 
-def summary(found: Iterable[tuple[float, ...]], levels: bool = True) -> dict[str, float]:
+def summary(found: Iterable[tuple[float, ...]], levels: bool = True, draws: int = 1) -> dict[str, float]:
     """The metrics of validation, without prefix.
 
     loss: nats per token, Σ bounds / Σ tokens. loss_se: its standard error over rows (a ratio estimate: the spread of
     bound_r - loss · tokens_r); it covers which rows were drawn as well as which noise. bits_per_byte likewise.
+    draws: of noise for each row, at places that follow one another; their sum is one row's, since more draws of the
+    same rows say nothing more of which rows were drawn.
     nats_at_0.1 … 0.9: cross-entropy of a masked token where about that share is masked; without `levels` left out.
     eos_share: of end-of-text tokens among those that count.
     """
     table = np.asarray(sorted(found), dtype=np.float64)
     _, nats, plain, masked, tokens, size, t, ends = table.T
-    n, metrics = len(table), {}
+    _, row = np.unique(table[:, 0] // draws, return_inverse=True)
+    n, metrics = int(row.max()) + 1, {}
 
     def ratio(below: NDArray[Any]) -> tuple[float, float]:
         value = nats.sum() / below.sum()
-        spread = nats - value * below
+        spread = np.bincount(row, nats - value * below)
         return value, math.sqrt(n / max(n - 1, 1) * (spread**2).sum()) / below.sum()
 
     metrics["loss"], metrics["loss_se"] = ratio(tokens)

@@ -13,6 +13,7 @@ from typing import Any
 from unmask import report
 from unmask.config import UserError, build, nearest, read_yaml
 
+CLAIMS = ("baseline", "tuned", "masked")
 EXAMPLE = "`unmask study configs/study/data-constrained-pilot.yaml`"
 # Keys of training that the study itself sets for each run.
 OWN = {
@@ -216,6 +217,8 @@ def _check(study: Study, path: str) -> None:
 
     if bool(study.text.file) == bool(study.text.dataset_args):
         raise wrong("text has `file` or `dataset_args`, one of them.")
+    if study.text.piece < 1:
+        raise wrong(f"text piece is {study.text.piece}; it must be at least 1.")
     if study.text.held_out < 2:
         raise wrong(f"text held_out is {study.text.held_out}; each so-manieth piece is held out: 2 or more.")
     for key in ("looks", "draws", "final_draws", "threads"):
@@ -225,7 +228,17 @@ def _check(study: Study, path: str) -> None:
         for key in settings:
             if key in OWN:
                 raise wrong(f"{where} sets {key}, which the study sets for each run.")
+    for name in study.arms:
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise wrong(f"arm {name!r}; use letters, digits, dots, - and _: it names files.")
+    for where, settings in [("training", study.training), *((f"arm {n}", a.training) for n, a in study.arms.items())]:
+        for key in ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps"):
+            if key in settings and (not isinstance(settings[key], int) or settings[key] < 1):
+                raise wrong(f"{where}: {key} is {settings[key]!r}; a whole number above 0 is wanted.")
     for grid in study.grid:
+        for key in ("arms", "unique_tokens", "epochs", "seeds"):
+            if not getattr(grid, key):
+                raise wrong(f"a grid has no {key}; name at least one.")
         for arm in grid.arms:
             if arm not in study.arms:
                 raise wrong(f"no arm {arm!r}; there are {', '.join(study.arms)}.{nearest(arm, study.arms)}")
@@ -233,6 +246,8 @@ def _check(study: Study, path: str) -> None:
             if bad := [n for n in getattr(grid, key) if n < least]:
                 raise wrong(f"{key} {bad[0]}; it must be at least {least}.")
     for name, arms in study.claims.items():
-        for arm in [arms] if isinstance(arms, str) else arms:
+        if name not in CLAIMS:
+            raise wrong(f"claims: no key {name!r}; there are {', '.join(CLAIMS)}.{nearest(name, CLAIMS)}")
+        for arm in [arms] if isinstance(arms, str) else arms or []:
             if arm not in study.arms:
                 raise wrong(f"claims {name}: no arm {arm!r}; there are {', '.join(study.arms)}.")

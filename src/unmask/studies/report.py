@@ -360,5 +360,5 @@ def again(settings: dict[str, Any]) -> Iterator[Block]:
     if command:
         yield Code(str(command))
     yield Text(
-        "It goes on where it stopped and leaves out what is done. This report is made again from results.csv alone."
+        "It goes on where it stopped and leaves out what is done; with `--report_only` it makes this report again."
     )

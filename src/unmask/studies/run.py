@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from unmask import checkpoint, report, train
 from unmask.config import UserError
@@ -30,6 +31,7 @@ from unmask.pretrain import parse_pretrain, prepare_pretrain
 from unmask.studies.plan import Run, Study
 from unmask.studies.results import COLUMNS
 
+SPENT = "spent.json"
 PATHS = ("model_name_or_path", "dataset_args", "output_dir")  # of this machine
 
 
@@ -80,10 +82,17 @@ def go(told: dict[str, Any]) -> int:
     began, cpu = time.monotonic(), time.process_time()
     folder, results = Path(told["folder"]), Path(told["results"])
     asked = folder.with_name(f"{told['run']}.yaml")
-    report.write_json(asked, told["settings"])  # which YAML reads
+    with report.written_aside(asked) as aside:
+        aside.write_text(yaml.safe_dump(told["settings"], allow_unicode=True), encoding="utf-8")
     words = ["--config", str(asked)]
     checkpoint.tidy(folder)
-    goes_on = checkpoint.newest_whole(checkpoint.numbered(folder)) is not None
+    mark = folder / "digest"  # of the settings that what lies here was trained by
+    same = mark.is_file() and mark.read_text(encoding="utf-8") == told["digest"]
+    goes_on = same and checkpoint.newest_whole(checkpoint.numbered(folder)) is not None
+    if not goes_on:
+        (folder / SPENT).unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(told["digest"], encoding="utf-8")
     words += ["--resume_from_checkpoint", "auto"] if goes_on else ["--overwrite_output_dir", "true"]
     run = prepare_pretrain(parse_pretrain(words), words)
     if code := train.go(run):
@@ -123,8 +132,9 @@ def _machine(device: torch.device) -> str:
 
 
 def _spent(folder: Path, seconds: float, cpu: float) -> tuple[float, float]:
-    """(seconds, seconds of processor) of a run so far, those before it was stopped included."""
-    path = folder / "spent.json"
+    """(seconds, seconds of processor) of a run so far, those before it was stopped included; not those before it was
+    killed, which nobody could write down."""
+    path = folder / SPENT
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else [0.0, 0.0]
     now = before[0] + seconds, before[1] + cpu
     report.write_json(path, now)
@@ -138,10 +148,11 @@ def _watch() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def told_of(study: Study, run: Run, home: Path, results: Path, model: Path) -> dict[str, Any]:
-    """The line that a run's process is told."""
+def told_of(study: Study, run: Run, home: Path, results: Path, model: Path, use_cpu: bool) -> dict[str, Any]:
+    """The line that a run's process is told. use_cpu: also where something else than CUDA could be taken."""
     folder = home / "runs" / run.name
     settings = study.training_of(run, folder, model, home / "rows" / str(run.unique_tokens))
+    settings |= {"use_cpu": True} if use_cpu else {}
     about = {k: v for k, v in dataclasses.asdict(run).items() if k in ("arm", "unique_tokens", "epochs", "seed")}
     more = {"draws": study.draws, "final_draws": study.final_draws, "threads": study.threads, "digest": run.digest}
     where = {"folder": str(folder), "results": str(results / "runs")}
@@ -160,6 +171,9 @@ def main() -> int:
     except UserError as error:
         report.say(f"unmask: {error}")
         return error.code
+    except filelock.Timeout:
+        report.say(f"unmask: another process trains {told['run']} in {told['folder']}; end it, and try again.")
+        return 2
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def pieces(text: Text) -> tuple[list[str], list[str]]:
 def prepare(study: Study, home: Path) -> dict[str, Any]:
     """Make what is not there yet: `home/tokenizer`, `home/rows/AMOUNT`. Returns what data.json says."""
     wanted = sorted({run.unique_tokens for run in study.runs()})
-    asked = report.digest([vars(study.text), study.tokenizer, study.length])
+    is_ = hashlib.sha256(locate(study.text).read_bytes()).hexdigest() if study.text.file else None
+    asked = report.digest([vars(study.text), is_, study.tokenizer, study.length])
     note = home / DATA
     if note.is_file():
         known: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
@@ -103,6 +104,7 @@ def prepare(study: Study, home: Path) -> dict[str, Any]:
 
     report.quiet()
     train, held = pieces(study.text)
+    note.unlink(missing_ok=True)  # until all is made anew
     made = {"train": train, "test": held}
     folder = home / "text"
     folder.mkdir(parents=True, exist_ok=True)
