@@ -243,6 +243,9 @@ def go(run: Run) -> int:
                 f"({str(error).strip().splitlines()[0][:120]}). Go on with --resume_from_checkpoint auto."
             ) from None
         raise
+    finally:
+        if run.trainer.interrupt is not None:  # which training itself does only where it comes to its end
+            run.trainer.interrupt.restore()
     trackers.finish(run.trainer)
     return code
 
