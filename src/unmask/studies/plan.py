@@ -13,6 +13,7 @@ from typing import Any
 from unmask import report
 from unmask.config import UserError, build, nearest, read_yaml
 
+FILE_NAME = r"[\w.-]+"
 CLAIMS = ("baseline", "tuned", "masked")
 EXAMPLE = "`unmask study configs/study/data-constrained-pilot.yaml`"
 # Keys of training that the study itself sets for each run.
@@ -177,7 +178,7 @@ def read(path: str) -> Study:
     for key in ("name", "text", "arms", "grid"):
         if not given.get(key):
             raise UserError(f"{path}: no {key}; see configs/study for whole files.")
-    if not re.fullmatch(r"[\w.-]+", str(given["name"])):
+    if not re.fullmatch(FILE_NAME, str(given["name"])):
         raise UserError(f"{path}: name {given['name']!r}; use letters, digits, dots, - and _: it names a folder.")
 
     def part(kind: type, values: Any, where: str) -> Any:
@@ -228,13 +229,12 @@ def _check(study: Study, path: str) -> None:
         for key in settings:
             if key in OWN:
                 raise wrong(f"{where} sets {key}, which the study sets for each run.")
-    for name in study.arms:
-        if not re.fullmatch(r"[\w.-]+", name):
-            raise wrong(f"arm {name!r}; use letters, digits, dots, - and _: it names files.")
-    for where, settings in [("training", study.training), *((f"arm {n}", a.training) for n, a in study.arms.items())]:
         for key in ("max_length", "per_device_train_batch_size", "gradient_accumulation_steps"):
             if key in settings and (not isinstance(settings[key], int) or settings[key] < 1):
                 raise wrong(f"{where}: {key} is {settings[key]!r}; a whole number above 0 is wanted.")
+    for name in study.arms:
+        if not re.fullmatch(FILE_NAME, name):
+            raise wrong(f"arm {name!r}; use letters, digits, dots, - and _: it names files.")
     for grid in study.grid:
         for key in ("arms", "unique_tokens", "epochs", "seeds"):
             if not getattr(grid, key):

@@ -36,13 +36,17 @@ def locate(text: Text) -> Path:
         found = Path(text.file[0])
         _fetch(text.url, found)
     if text.sha256:
-        is_ = hashlib.sha256(found.read_bytes()).hexdigest()
+        is_ = _hash(found)
         if is_ != text.sha256:
             raise UserError(
                 f"{found} is not the text that this study is about (sha256 {is_[:12]}…; {text.sha256[:12]}… is "
                 f"wanted); move it away{', and it will be fetched' if text.url else ''}."
             )
     return found
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _fetch(url: str, path: Path) -> None:
@@ -91,7 +95,7 @@ def pieces(text: Text) -> tuple[list[str], list[str]]:
 def prepare(study: Study, home: Path) -> dict[str, Any]:
     """Make what is not there yet: `home/tokenizer`, `home/rows/AMOUNT`. Returns what data.json says."""
     wanted = sorted({run.unique_tokens for run in study.runs()})
-    is_ = hashlib.sha256(locate(study.text).read_bytes()).hexdigest() if study.text.file else None
+    is_ = _hash(locate(study.text)) if study.text.file else None
     asked = report.digest([vars(study.text), is_, study.tokenizer, study.length])
     note = home / DATA
     if note.is_file():
