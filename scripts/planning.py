@@ -143,7 +143,8 @@ def start(study: Study, seed: int) -> Path:
     """The folder of an untrained model, which both kinds start from."""
     from unmask import init, models, tokenizer
 
-    asked, folder = study.asked, study.home / f"start-s{seed}"
+    asked = study.asked
+    folder = study.home / f"start-w{asked.width}-l{asked.layers}-s{seed}"
     if models.weight_files(folder):
         return folder
     report.quiet()
@@ -164,20 +165,27 @@ def run_name(kind: str, seed: int, rate: float) -> str:
     return f"run-{kind}-{rate:g}-s{seed}"
 
 
+def run_settings(study: Study, kind: str, seed: int, rate: float) -> dict[str, Any]:
+    """All that a run comes of."""
+    names = ("puzzle_seed", "train_rows", "test_rows", "fewest", "most", "width", "layers", "batch_size", "steps")
+    same = {name: getattr(study.asked, name) for name in names}
+    return same | {"kind": kind, "seed": seed, "learning_rate": rate, "how": HOW[kind]}
+
+
+def run_folder(study: Study, kind: str, seed: int, rate: float) -> Path:
+    """Of these settings alone: others in the same output_dir neither go on with its checkpoints nor are asked by it."""
+    key = report.digest(run_settings(study, kind, seed, rate))[:8]
+    return study.home / f"{run_name(kind, seed, rate)}-{key}"
+
+
 def trained(study: Study, kind: str, seed: int, rate: float, *, model: bool = False) -> dict[str, Any]:
-    """A run of `unmask sft`, by that command: its facts. The model is in output_dir/run_name/checkpoint-final.
+    """A run of `unmask sft`, by that command: its facts. The model is in `run_folder`/checkpoint-final.
 
     Args:
         model: whether that is needed, too, where the facts are known from another machine.
     """
     asked, name = study.asked, run_name(kind, seed, rate)
-    run, steps = study.home / name, asked.steps
-    facts = dataclasses.asdict(asked)
-    same = {
-        k: facts[k]
-        for k in ("puzzle_seed", "train_rows", "test_rows", "fewest", "most", "width", "layers", "batch_size")
-    }
-    settings = same | {"kind": kind, "seed": seed, "learning_rate": rate, "steps": steps, "how": HOW[kind]}
+    run, steps, settings = run_folder(study, kind, seed, rate), asked.steps, run_settings(study, kind, seed, rate)
     found = study.part(name, settings)
     if found and not (model and not (run / checkpoint.FINAL).is_dir()):
         return found
@@ -274,7 +282,7 @@ def ask(study: Study, cell: Cell, seed: int, rate: float) -> Asked:
     rows = write_rows(study)
     report.say(f"{name}: {len(rows)} puzzles")
     before = spent()
-    given, passes = answers(study, cell, study.home / run_name(cell.kind, seed, rate) / checkpoint.FINAL, rows)
+    given, passes = answers(study, cell, run_folder(study, cell.kind, seed, rate) / checkpoint.FINAL, rows)
     took = spent() - before
     asked, solved = [row["instruction"] for row in rows], [row["output"] for row in rows]
     triples = list(zip(asked, given, solved, strict=True))

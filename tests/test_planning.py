@@ -114,6 +114,19 @@ def test_a_part_that_is_missing_is_done_again_alike(modules, done, tmp_path):
     assert {**again, "cpu_seconds": 0} == {**first, "cpu_seconds": 0}
 
 
+def test_other_settings_in_one_folder_are_other_runs(modules, done):
+    """Neither goes on with the other's checkpoints, starts from its weights or is asked by its model."""
+    planning, home = modules.planning, str(done[0] / "work")
+    folders, starts = set(), set()
+    for more in ({}, {"width": 32}, {"layers": 2}, {"steps": 3}, {"batch_size": 8}, {"most": 20}):
+        study = planning.Study(planning.PlanningArguments(output_dir=home, **more), puzzles.Shape())
+        folders.add(planning.run_folder(study, "masked", 1, 1e-3))
+        if "width" in more or "layers" in more:
+            starts.add(planning.start(study, 1))
+    assert len(folders) == 6
+    assert len(starts) == 2
+
+
 def test_both_kinds_read_a_puzzle_as_the_same_single_characters(done):
     """One token a cell, digits too."""
     from unmask import models
@@ -123,7 +136,8 @@ def test_both_kinds_read_a_puzzle_as_the_same_single_characters(done):
     said = [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": row["output"]}]
     ids = []
     for kind in ("masked", "autoregressive"):
-        tokenizer = models.load_tokenizer(str(done[0] / "work" / f"run-{kind}-0.001-s1" / "checkpoint-final"))
+        [run] = (done[0] / "work").glob(f"run-{kind}-0.001-s1-*")
+        tokenizer = models.load_tokenizer(str(run / "checkpoint-final"))
         template = Template(tokenizer)
         [asked, answer] = template.turns(said)
         assert template.prompt(said[:1]) == asked.ids

@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -175,6 +177,24 @@ def test_a_text_with_an_address_is_fetched_where_it_is_nowhere(write, tmp_path):
     there = {"file": [str(tmp_path / "data" / "fetched.txt")], "url": (tmp_path / "play.txt").as_uri()}
     found = study_text.locate(study_plan.read(write(text=there)).text)
     assert found.read_text() == (tmp_path / "play.txt").read_text()
+
+
+def test_a_text_in_another_encoding_is_told_in_one_line(write, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("Señor\n\n".encode("latin-1") * 100)
+    with pytest.raises(UserError, match=r"latin\.txt is not UTF-8 \(byte 2\)"):
+        study_text.pieces(study_plan.read(write(text={"file": [str(tmp_path / "latin.txt")]})).text)
+
+
+def test_a_server_that_hangs_up_is_told_in_one_line(write, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        hang_up = threading.Thread(target=lambda: server.accept()[0].close())
+        hang_up.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/play.txt"
+        there = {"file": [str(tmp_path / "none.txt")], "url": url}
+        with pytest.raises(UserError, match=r"cannot fetch .*; put the file at"):
+            study_text.locate(study_plan.read(write(text=there)).text)
+        hang_up.join()
+    assert not (tmp_path / "none.txt").exists()
 
 
 def test_too_much_is_refused(write, tmp_path):

@@ -104,6 +104,7 @@ def test_a_look_without_a_number_is_no_best_checkpoint(tmp_path: Path) -> None:
         (lambda lines: lines[0].update(kind="guess"), "exact or bound"),
         (lambda lines: lines[0].update(loss="low"), "expected a number"),
         (lambda lines: lines[0].update(loss=""), "expected a number"),
+        (lambda lines: lines[0].update(loss_se=""), "expected its standard error"),
         (lambda lines: lines[0].update(seed="1.5"), "whole number"),
         (lambda lines: lines[0].update(unique_tokens="0"), "expected > 0"),
         (lambda lines: lines[0].update(arm=""), "expected a word"),

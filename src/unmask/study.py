@@ -153,6 +153,11 @@ class _Going:
     process: subprocess.Popen[bytes]
     gpu: int | None
 
+    def stop(self) -> None:
+        """Let it save a checkpoint and end: it watches its input. (A signal would end it unsaved on Windows.)"""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
 
 class _Making:
     """Makes runs, some side by side."""
@@ -199,7 +204,7 @@ class _Making:
         finally:
             bar.close()
             for going in self.going:  # an error here: let them save and stop
-                going.process.terminate()
+                going.stop()
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.caught is not None:
@@ -217,7 +222,7 @@ class _Making:
             report.say("\nstopping; runs under way save a checkpoint.")
         self.caught = number
         for going in self.going:
-            going.process.terminate()
+            going.stop()
 
     def _start(self, run: Run) -> None:
         from unmask.studies.run import told_of
@@ -246,13 +251,12 @@ class _Making:
         process.stdin.flush()  # and left open: its end tells the run that the study is gone
         self.going.append(_Going(run, process, gpu))
         if self.caught is not None:  # while it was being started
-            process.terminate()
+            self.going[-1].stop()
 
     def _ended(self, going: _Going, bar: report.Bar) -> None:
         self.going.remove(going)
         name, code = going.run.name, going.process.returncode
-        assert going.process.stdin is not None
-        going.process.stdin.close()
+        going.stop()
         self.finished += going.run.tokens
         if code == 0:
             bar.line(f"{name}: {_line(self.results / 'runs' / f'{name}.csv')}")

@@ -318,6 +318,8 @@ def checked(line: dict[str, Any], where: str) -> dict[str, Any]:
             raise UserError(f"{where}: {name} is {text!r}; expected a number.") from None
     if found["kind"] not in KINDS:
         raise UserError(f"{where}: kind is {found['kind']!r}; expected {' or '.join(KINDS)}.")
+    if math.isfinite(found["loss"]) and math.isnan(found["loss_se"]):
+        raise UserError(f"{where}: loss_se is empty beside a loss of {found['loss']}; expected its standard error.")
     whole = ("unique_tokens", "seed", "step", "final")
     for name in whole:
         if not float(found[name]).is_integer():
@@ -346,7 +348,7 @@ def run_of(lines: list[dict[str, Any]], path: Path) -> Run:
         Look(
             step=int(line["step"]),
             **{name: line[name] for name in ("epoch", "tokens", "flops", "train_loss", "loss")},
-            se=0.0 if math.isnan(line["loss_se"]) else line["loss_se"],
+            se=line["loss_se"],
             bits=line["bits_per_byte"],
             bits_se=line["bits_per_byte_se"],
             draws=whole(line["draws"]),

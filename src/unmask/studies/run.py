@@ -145,7 +145,10 @@ def _watch() -> None:
     """SIGTERM for this process when its input ends: see above."""
     while os.read(0, 1024):  # not sys.stdin, whose lock would be held when this process ends
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    if os.name == "nt":  # where os.kill ends the process at once, and nothing would be saved
+        signal.raise_signal(signal.SIGTERM)
+    else:  # to the process and not to this thread, so that the main one leaves what it waits in
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def told_of(study: Study, run: Run, home: Path, results: Path, model: Path, use_cpu: bool) -> dict[str, Any]:

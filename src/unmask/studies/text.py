@@ -8,9 +8,9 @@ Out: a tokenizer made of the training text; a folder of rows for each amount of 
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import random
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,8 +55,8 @@ def _fetch(url: str, path: Path) -> None:
     try:
         with urllib.request.urlopen(url, timeout=60) as answer, report.written_aside(path) as aside:
             aside.write_bytes(answer.read())
-    except (OSError, urllib.error.URLError) as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        reason = getattr(error, "reason", None) or error or type(error).__name__
         raise UserError(
             f"cannot fetch {url} ({reason}); put the file at {path} yourself, or set BASE_DATASETS_DIR to a folder "
             "that holds it under that name."
@@ -71,7 +71,12 @@ def pieces(text: Text) -> tuple[list[str], list[str]]:
         rows = corpus.load(text.dataset_args, text_field=text.text_field, need_test=False).train
         parts = [str(row[text.text_field]) for row in rows]
     else:
-        parts = [part + "\n\n" for part in locate(text).read_text(encoding="utf-8").split("\n\n")]
+        path = locate(text)
+        try:
+            whole_text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 (byte {error.start:,}); save it as UTF-8.") from None
+        parts = [part + "\n\n" for part in whole_text.split("\n\n")]
     whole: list[str] = []
     now = ""
     for part in parts:
