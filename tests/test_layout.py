@@ -196,6 +196,21 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("config", "report", "options", "reader", "chats", "template", "models", "answer", "screen", "sample"),
         *("measure", "bench_plot"),  # `sample` reads texts, `answer` knows a model's ends
     },
+    # serving: many requests on one model
+    "serving/wire": set(),
+    "serving/guard": set(),
+    "serving/metrics": {"serving"},
+    "serving/jobs": {"canvas", "generation", "replay", "screen"},
+    "serving/engine": {"config", "report", "answer", "canvas", "decoding", "memory", "models", "serving"},
+    "serving/presets": {"report", "canvas", "decoding", "measure"},
+    "serving/requests": {
+        *("config", "answer", "caches", "canvas", "conversation", "decoding", "models", "options", "reader", "replay"),
+        *("template", "serving"),
+    },
+    "serving/replies": {"sample", "replay_text", "screen", "serving"},
+    "serving/api": {"serving"},
+    "serving": set(),
+    "serve": {"config", "report", "answer", "conversation", "reader", "serving"},
     # scores: lm-eval's socket, what stands around it, and results side by side
     "harness/exams": {"config"},
     "harness/data_files": {"config", "sources"},
@@ -246,7 +261,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),  # public names by name, loaded when they are used
 }
 SHARED_BY_ALL = {"values", "plugins"}  # what `config` is made of
-CHAPTERS = {"harness", "studies"}  # folders whose files are parts of one thing, not plug-ins for one another's place
+# folders whose files are parts of one thing, not plug-ins for one another's place
+CHAPTERS = {"harness", "serving", "studies"}
 
 HEAVY = ["torch", "transformers", "datasets", "numpy", "peft", "matplotlib", "rich", "modelscope", "huggingface_hub"]
 

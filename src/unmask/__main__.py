@@ -33,6 +33,7 @@ GROUPS: dict[str, dict[str, tuple[str, str, str]]] = {
         "chat": ("chat", "main", "Talk with a model, and watch it write"),
         "sample": ("sample", "main", "Continue prompts"),
         "infill": ("sample", "main_infill", "Fill gaps in a text"),
+        "serve": ("serve", "main", "Serve a model: OpenAI's API, and a page to watch it write"),
     },
     "Study": {
         "eval": ("evaluation", "main", "Score a model on benchmarks, exams on disk or your own questions"),

@@ -18,13 +18,16 @@ from unmask.ids import several
 from unmask.options import Options
 from unmask.reader import ends_of
 from unmask.screen import before_any, text_of
-from unmask.signals import draw
+from unmask.signals import draw, likeliest
 
 if TYPE_CHECKING:
     from unmask.models import Loaded
 
 LEFT_TO_RIGHT = frozenset(
-    {"temperature", "suppress_tokens", "logits_eos_inf", "eos_stop", "eos_token_id", "eot_token_id", "seed"}
+    {
+        *("temperature", "top_k", "top_p", "suppress_tokens", "logits_eos_inf", "eos_stop", "eos_token_id"),
+        *("eot_token_id", "stop_strings", "seed"),
+    }
 )
 """The decoding options that mean something to a causal model."""
 
@@ -45,7 +48,6 @@ class Writer:
             named += several(loaded.tokenizer.eos_token_id)
         eot = [i for i in dict.fromkeys(named) if i not in eos]
         self.ends: dict[str, Any] = {"eos_token_id": eos, "eot_token_id": eot} if eos else {"eos_token_id": eot}
-        self.stop_strings: list[str] = []
         self.max_length: int | None = getattr(self.predict, "max_length", None)
 
     def begin(self, prompt: Sequence[int], new: int, settings: dict[str, Any], number: int = 0) -> Row:
@@ -61,7 +63,6 @@ class Writer:
         settings = self.ends | settings
         if not self.loaded.causal:
             [row] = Canvas.after([prompt], new, self.predict.mask_id, first=number).rows
-            self.stop_strings = settings.get("stop_strings") or []
             decoding.prepare(self.predict, [row], tokenizer=self.loaded.tokenizer, **settings)
             return row
         for name in settings:
@@ -74,6 +75,8 @@ class Writer:
         options.check()
         [row] = Canvas.after([prompt], new, 0, first=number).rows
         row.reading, row.seed = decoding.resolve(self.predict, options), options.seed
+        row.stopped = decoding.stop_strings(self.loaded.tokenizer, options.stop_strings, row.reading)
+        row.stop_strings = tuple(options.stop_strings)
         decoding.check_row(self.predict, row, options)
         return row
 
@@ -96,7 +99,7 @@ class Writer:
     def text(self, row: Row) -> str:
         """The answer as it stands, cut before a stop string."""
         text = text_of(self.loaded.tokenizer, self.answer(row)[0])
-        return text if row.cut is None else before_any(text, self.stop_strings)
+        return text if row.cut is None else before_any(text, row.stop_strings)
 
 
 @torch.no_grad()
@@ -116,11 +119,16 @@ def left_to_right(model: Any, row: Row) -> Iterator[Row]:
             raise UserError("the model's answers are not numbers (NaN): its weights are broken.")
         if row.reading.never:
             logits[:, list(row.reading.never)] = -torch.inf
-        token = draw(row, logits) if row.reading.temperature else logits.argmax(-1)
+        token = draw(row, likeliest(logits, row.reading)) if row.reading.temperature else logits.argmax(-1)
+        if row.reading.alternatives:
+            top = torch.softmax(logits, -1).topk(min(row.reading.alternatives, logits.shape[-1]))
+            row.confidence[place] = torch.softmax(logits, -1)[0, token[0]].cpu()
+            row.alternatives[place] = list(zip(top.indices[0].tolist(), top.values[0].tolist(), strict=True))
         row.step, row.passes, row.computed = row.step + 1, row.passes + 1, row.computed + len(fed)
         row.ids[place], row.open[place], row.written_at[place] = token.cpu()[0], False, row.step
         fed = row.ids[: place + 1] if cache is None else token.cpu()  # a network without this cache reads all again
-        if int(row.ids[place]) in row.reading.stops:
+        row.cut = row.stopped(row.ids[row.start : place + 1].tolist()) if row.stopped else None
+        if int(row.ids[place]) in row.reading.stops or row.cut is not None:
             row.finished = "stop"
             yield row
             return

@@ -54,21 +54,21 @@ class Row:
     """One answer in the making. Tensors are on the CPU; places are counted from the row's own start.
 
     Attributes:
-        ids: (length,) token ids, the mask's id where open. open: (length,) still to be written.
-        free: (length,) may be written at all; everything else is given and never altered.
+        ids: (length,) token ids, the mask's id where open. open: (length,) still to be written. free: (length,) may be
+            written at all; everything else is given and never altered.
         number: the row's number among all rows asked for; with the seed it makes the row's random numbers.
         written_at: (length,) the step a place was last written at, 0 if given or open. confidence: (length,) the
             model's probability of what was written, NaN elsewhere.
-        start: where the answer begins: the first free place, if nobody says otherwise.
-        blocks: the free places of each block. planned: the steps of each block.
-        block, step: where the row stands. shares: how many places each step of this block is planned to write; taken:
-            steps done in this block. finished: "length" or "stop" when nothing is left to do.
-        rule: the row's rule (`unmask.decoding.Rule`). state: whatever the rule remembers about this row.
-        cache: the row's cache policy (`unmask.caches.Cache`). stopped: ids of an answer → how many of them stand before
-            a stop string, or None; cut: what it said when the row stopped.
-        growth: how the row grows (`unmask.growth.Growth`), or None.
-        passes: forward passes that it took part in, both halves of guidance counted. computed: places that those
-            computed.
+        start: where the answer begins: the first free place, if nobody says otherwise. blocks: the free places of each
+            block. planned: the steps of each block. block, step: where the row stands.
+        shares: how many places each step of this block is planned to write; taken: steps done in this block.
+            finished: "length" or "stop" when nothing is left to do.
+        rule: the row's rule (`unmask.decoding.Rule`). state: whatever the rule remembers about this row. cache: its
+            cache policy (`unmask.caches.Cache`). growth: how it grows (`unmask.growth.Growth`), or None.
+        stopped: ids of an answer → how many of them stand before one of the `stop_strings`, or None; cut: what it said
+            when the row stopped.
+        passes: forward passes that it took part in, both halves of guidance counted. computed: places of those.
+        alternatives: place → the likeliest tokens when it was last written, with their probabilities.
     """
 
     ids: Tensor
@@ -79,6 +79,7 @@ class Row:
     rule: Any = None
     cache: Any = None
     stopped: Callable[[list[int]], int | None] | None = None
+    stop_strings: tuple[str, ...] = ()
     reading: Reading = field(default_factory=Reading)
     seed: int = 0
     blocks: list[Tensor] = field(default_factory=list)
@@ -93,6 +94,7 @@ class Row:
     finished: Literal["length", "stop"] | None = None
     cut: int | None = None
     growth: Any = None
+    alternatives: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         import torch
@@ -251,6 +253,7 @@ class Row:
         self.blocks[self.block] = torch.cat([self.blocks[self.block], new]).sort().values
         self.planned[self.block] += more
         self.shares += [1] * more
+        self.alternatives = {at + more * (at >= place): found for at, found in self.alternatives.items()}
 
 
 @dataclass

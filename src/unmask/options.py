@@ -95,6 +95,7 @@ class Reading:
     Attributes:
         never: ids that are not written. last: ids that are written last. stops: ids at which a row may stop. keep: ids
         of given tokens that the bare half of guidance sees. ends: ids not written in the first `least` places.
+        alternatives: how many of the likeliest tokens are kept for each place that is written (`Row.alternatives`).
     """
 
     temperature: float = 0.0
@@ -107,3 +108,4 @@ class Reading:
     top_p: float | None = None
     least: int = 0
     ends: tuple[int, ...] = ()
+    alternatives: int = 0

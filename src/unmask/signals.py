@@ -80,6 +80,7 @@ class Seen:
 
     All on the CPU but `logits` and `probs` (n, vocabulary), which stay on the device. Logits are guided, adjusted and
     suppressed, without noise; probabilities are what confidence is taken from: tokens that are written last have none.
+    likeliest, likelihoods: (n, k) the k likeliest tokens and their probabilities, where a row asks for alternatives.
     """
 
     places: Tensor
@@ -90,6 +91,8 @@ class Seen:
     standing: Tensor | None = None
     logits: Tensor | None = None
     probs: Tensor | None = None
+    likeliest: Tensor | None = None
+    likelihoods: Tensor | None = None
 
     def of(self, places: Tensor) -> Seen:
         """What was read at some of the places."""
@@ -98,6 +101,16 @@ class Seen:
         which = torch.isin(self.places, places)
         fields: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return Seen(**{name: value if value is None else value[which] for name, value in fields.items()})  # type: ignore[arg-type]
+
+    def alternatives(self, places: Tensor) -> dict[int, list[tuple[int, float]]]:
+        """For those of `places` that were read: the likeliest tokens and their probabilities, likeliest first."""
+        if self.likeliest is None or self.likelihoods is None:
+            return {}
+        at = {place: i for i, place in enumerate(self.places.tolist())}
+        found = [place for place in places.tolist() if place in at]
+        which = [at[place] for place in found]
+        rows = zip(self.likeliest[which].tolist(), self.likelihoods[which].tolist(), strict=True)
+        return {place: list(zip(ids, p, strict=True)) for place, (ids, p) in zip(found, rows, strict=True)}
 
     def choice(self, which: Tensor | slice = slice(None)) -> Choice:
         """Write the tokens read at these entries: a mask (n,) or indexes."""
@@ -238,6 +251,9 @@ class Reader:
             standing = torch.cat([r.ids[self.places[r][at:to]] for r, at, to in group]).to(p.device)
             found["standing"] = p.gather(-1, standing[:, None])[:, 0].float().cpu()
         found |= {name: value for name, value in (("logits", logits), ("probs", p)) if name in needs}
+        if reading.alternatives:
+            top = p.topk(min(reading.alternatives, p.shape[-1]))
+            found |= {"likeliest": top.indices.cpu(), "likelihoods": top.values.float().cpu()}
         end = 0
         for r, at, to in group:
             begin, end = end, end + to - at

@@ -179,6 +179,7 @@ def step(predict: Predict, rows: Sequence[Row], memory: Memory | None = None) ->
     changes = [row.write(row.rule.choose(row, seen[row].of(wanted[row]))) for row in rows]
     for change in changes:
         memory.wrote(change)
+        change.row.alternatives |= seen[change.row].alternatives(change.places)
         growth.after(change.row, seen[change.row])
     return changes
 
@@ -260,7 +261,7 @@ def prepare(predict: Predict, rows: Sequence[Row], *, tokenizer: Any = None, **s
     for row in rows:
         check_row(predict, row, options)
         row.rule, row.cache, row.reading, row.seed = rule(own["rule"]), cache(own["cache"]), reading, options.seed
-        row.stopped = stopped
+        row.stopped, row.stop_strings = stopped, tuple(options.stop_strings)
         if "canvas" in own:
             growth.shorten(row, own["canvas"], options.steps, options.block_size)
         row.plan(options.steps, options.block_size)
