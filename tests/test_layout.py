@@ -92,7 +92,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objectives": {"config", "noise", "predict", "cross_entropy"},
     # decoding, from what a user may ask for up to the loop
     "options": {"config"},
-    "canvas": {"config", "options"},
+    "gaps": {"config"},
+    "canvas": {"config", "gaps", "options"},
     "signals": {"config", "predict", "options", "canvas", "memory"},  # `memory` by name only: a pass may work with one
     "memory": {"canvas", "signals"},
     "caches": {"config", "canvas"},  # a policy is told the row and nothing of the network
@@ -187,7 +188,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "sample": {
         *("config", "report", "ids", "tokenizer", "models", "options", "canvas", "decoding", "checkpoint", "reader"),
-        *("screen", "replay"),
+        *("gaps", "screen", "replay"),
     },
     # rules and caches measured side by side
     "measure": {"config", "report", "predict", "canvas", "decoding"},
@@ -204,8 +205,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving/engine": {"config", "report", "answer", "canvas", "decoding", "memory", "models", "serving"},
     "serving/presets": {"report", "canvas", "decoding", "measure"},
     "serving/requests": {
-        *("config", "answer", "caches", "canvas", "conversation", "decoding", "models", "options", "reader", "replay"),
-        *("template", "serving"),
+        *("config", "answer", "caches", "canvas", "conversation", "decoding", "gaps", "models", "options", "reader"),
+        *("replay", "template", "serving"),
     },
     "serving/replies": {"sample", "replay_text", "screen", "serving"},
     "serving/api": {"serving"},

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from unmask import replay as replays
 from unmask import report
-from unmask.canvas import Canvas, Row, parse_constraints, parse_gaps, with_constraints
+from unmask.canvas import Canvas, Row
 from unmask.config import UserError, option
+from unmask.gaps import parse_constraints, parse_gaps, with_constraints
 from unmask.options import Options
 from unmask.reader import LengthArguments, ReaderArguments, encode, ends_of, load, new_tokens, read
 from unmask.replay import Recorder

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import math
 import pkgutil
+import re
 import secrets
 import threading
 import time
@@ -20,9 +21,10 @@ from typing import Any
 
 from unmask import caches, decoding
 from unmask.answer import LEFT_TO_RIGHT
-from unmask.canvas import Canvas, Row, parse_gaps
+from unmask.canvas import Canvas, Row
 from unmask.config import UserError
 from unmask.conversation import NEW_TOKENS
+from unmask.gaps import parse_gaps
 from unmask.options import Options
 from unmask.reader import encode
 from unmask.replay import Recorder
@@ -310,7 +312,8 @@ class Maker:
             return make()
         except UserError as error:
             words = str(error).replace("--", "")
-            field = next((name for name in wire.Decoding.model_fields if name in words.replace("'", " ").split()), None)
+            named = re.findall(r"\w+", words)
+            field = next((word for word in named if word in wire.Decoding.model_fields), None)
             raise Refused(400, words, field) from None
 
     def encode(self, text: str, name: str) -> list[int]:
