@@ -58,7 +58,7 @@ def serving(some: Maker, *, keys: tuple[str, ...] = (), rate: int = 0, body: int
     app = api.routes(some.engine, some, metrics, private=bool(keys))
     guarded = Guard(app, Rules(LOOPBACK, keys, body, seconds=5.0, rate=rate))
     with socket.create_server(("127.0.0.1", 0)) as found:
-        server = uvicorn.Server(uvicorn.Config(guarded, http="h11", log_level="critical", lifespan="off"))
+        server = uvicorn.Server(uvicorn.Config(guarded, http="h11", log_level="error", lifespan="off"))
         server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
         thread = threading.Thread(target=server.run, args=([found],), daemon=True)
         some.engine.start()

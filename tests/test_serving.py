@@ -329,7 +329,7 @@ def test_what_users_type_is_never_control(masked, byte_tokenizer):
         ({"stop": ["x"] * 9}, "stop", "at most 8"),
         ({"stop": ""}, "stop", "1 to 200"),
         ({"n": 17}, "n", "at most 16"),
-        ({"rule_args": {"threshold": 0.5}}, "rule", "unknown setting"),
+        ({"rule_args": {"threshold": 0.5}}, None, "unknown setting"),
         ({"rule": "threshold", "rule_args": {"threshold": 7}}, None, "above 0 and at most 1"),
         ({"rule": "wino", "cache": "dual"}, "rule", "no cache"),
         ({"diffusing": True}, "diffusing", "stream"),

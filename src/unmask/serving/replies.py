@@ -186,7 +186,7 @@ async def stream(maker: Maker, job: Job, watch: News, kind: str, *, with_usage: 
     drawn = {choice: Canvas(maker, choice) for choice in job.choices if choice.recorder}
     told: set[Choice] = set()
 
-    def chunk(choice: Choice, text: str | None, reason: str | None = None, **more: Any) -> bytes:
+    def chunk(choice: Choice, text: str | None, reason: str | None = None, /, **more: Any) -> bytes:
         one: dict[str, Any] = {"index": choice.index, "finish_reason": None if reason is None else FINISH[reason]}
         if kind == "chat":
             one["delta"] = {} if text is None else {"content": text}
