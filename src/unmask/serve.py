@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unmask import report
 from unmask.config import UserError, option
 from unmask.conversation import NEW_TOKENS, ChatOptions
-from unmask.reader import ReaderArguments, load, read
+from unmask.reader import ReaderArguments, flags, load, read
 
 if TYPE_CHECKING:
     from unmask.serving.engine import Engine
@@ -69,6 +69,22 @@ class LimitArguments:
         for name, value in dataclasses.asdict(self).items():
             if isinstance(value, (int, float)) and value < (0 if name in ("rate", "drain_seconds", "queue") else 1):
                 raise UserError(f"--{name} is {value}; it must be at least {0 if name in ('rate', 'queue') else 1}.")
+
+
+def options_of(argv: list[str]) -> type[ChatOptions]:
+    """The decoding flags: those of the chat, and of the rule and the cache that the preset names."""
+    from unmask.serving.presets import PRESETS
+
+    named = flags(argv).get("preset", ServeArguments.preset)
+    settings = PRESETS[named].settings if named in PRESETS else {}
+    fields = [
+        (field.name, field.type, dataclasses.field(default=settings[field.name], metadata=field.metadata))
+        for field in dataclasses.fields(ChatOptions)
+        if field.name in ("rule", "cache") and field.name in settings
+    ]
+    made = dataclasses.make_dataclass("ServeOptions", fields, bases=(ChatOptions,))
+    made.__doc__ = ChatOptions.__doc__
+    return made
 
 
 def keys_of(limits: LimitArguments) -> tuple[str, ...]:
@@ -162,7 +178,7 @@ def main(argv: list[str]) -> int:
     """`unmask serve --model FOLDER …`"""
     groups = [ReaderArguments, ServeArguments, LimitArguments]
     (reader, asked, limits), _, settings = read(
-        "unmask serve", "Serve a model: OpenAI's API, and a page at /.", argv, groups, options=ChatOptions
+        "unmask serve", "Serve a model: OpenAI's API, and a page at /.", argv, groups, options=options_of(argv)
     )
     limits.check()
     try:
