@@ -86,6 +86,44 @@ def test_a_server_says_what_it_offers_answers_and_ends_in_order(folder):
         assert "Traceback" not in rest
 
 
+def test_openais_client_and_a_process(folder):
+    """Whole, streamed, several, stopped, cancelled: by the client that most programs have."""
+    import openai
+
+    with served(folder, "--measure_presets", "false") as (_, _, web):
+        client = openai.OpenAI(base_url=f"{web.base_url}/v1", api_key="any", max_retries=0)
+        how = {"model": "tiny", "messages": HI, "max_tokens": 30, "seed": 7, "temperature": 1.0}
+        whole = client.chat.completions.create(n=2, **how)
+        text = whole.choices[0].message.content
+        assert text != whole.choices[1].message.content
+        stream = client.chat.completions.create(stream=True, **how)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == text
+        stop = next(text[i : i + 2] for i in range(3, len(text) - 1) if text[i : i + 2].isprintable())
+        stopped = client.chat.completions.create(stop=stop, **how)
+        assert stopped.choices[0].message.content == text[: text.index(stop)]
+        assert stopped.choices[0].finish_reason == "stop"
+        with client.chat.completions.create(stream=True, **how | {"max_tokens": 220}) as left:
+            next(iter(left))
+        assert client.completions.create(model="tiny", prompt="a", suffix="b", max_tokens=3).choices[0].text is not None
+        client.close()
+
+
+def test_schemathesis_finds_nothing_that_breaks_it(folder, tmp_path):
+    """Its check of whether all that fits the schema is taken is left out: two fields may contradict each other."""
+    pytest.importorskip("schemathesis")
+    with served(folder, "--measure_presets", "false", "--max_answer_tokens", "16") as (_, _, web):
+        words = ["run", f"{web.base_url}/openapi.json", "--max-examples", "20", "--seed", "1", "--no-color"]
+        words += ["--exclude-checks", "positive_data_acceptance"]
+        command = [
+            sys.executable,
+            "-c",
+            "import sys; from schemathesis.cli import schemathesis; sys.exit(schemathesis())",
+        ]
+        done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout[-9000:] + done.stderr[-2000:]
+    assert "Tested: 9" in done.stdout
+
+
 def test_sigterm_lets_what_has_begun_end(folder):
     with served(folder, "--measure_presets", "false") as (process, _, web):
         body = {"messages": HI, "max_tokens": 200, "cfg_scale": 1.0, "eos_stop": False, "stream": True}

@@ -1,5 +1,6 @@
 """The engine: each answer is what it would be alone, whatever else is asked, cancelled, refused or broken beside it."""
 
+import contextlib
 import dataclasses
 import itertools
 import random
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving_made import loaded, maker, run
 
+from unmask import decoding
 from unmask.answer import Writer
 from unmask.screen import BROKEN, before_any, text_of
 from unmask.serving import replies, wire
@@ -346,6 +348,26 @@ def test_what_cannot_be_is_refused_with_its_field(masked, more, param, words):
     assert (error.value.status, error.value.param) == (400, param)
     assert words in error.value.message
     assert "--" not in error.value.message
+
+
+EXTREMES = (-1, 0, 1, 7, 2**31 - 1, -0.5, 0.0, 1e-9, 0.5, 1.0, 1e9, True, "x", "")
+
+
+@pytest.mark.parametrize("kind", ["rule", "cache"])
+def test_no_setting_of_a_rule_or_cache_breaks_a_row(masked, kind):
+    """It is refused, or the row is written to its end."""
+    some, jobs = maker(masked), []
+    for name in RULES if kind == "rule" else CACHES:
+        file = decoding.rule_file(name) if kind == "rule" else decoding.cache_file(name)
+        for field, value in itertools.product(dataclasses.fields(file[1]), EXTREMES):
+            asked = {kind: name, f"{kind}_args": {field.name: value}, "max_tokens": 6}
+            with contextlib.suppress(Refused):
+                jobs.append(simple(some, **asked))
+                jobs[-1].error = str(asked)
+    run(some, *jobs)
+    for job in jobs:
+        assert job.choices[0].reason in ("length", "stop"), job.error
+    assert len(jobs) > 20
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

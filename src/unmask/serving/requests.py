@@ -244,6 +244,9 @@ class Maker:
         return row
 
     def choice(self, row: Row, index: int, body: wire.Asked, settings: dict[str, Any], logprobs: int) -> Choice:
+        if row.rule is not None and row.rule.limit(row) > max(self.limits.steps, 2 * int(row.free.sum())):
+            words = f"these settings may take {row.rule.limit(row)} steps; at most {self.limits.steps} are taken."
+            raise Refused(400, words, "rule_args")
         keeps = self.causal or (row.cache is not None and row.cache.keeps)
         if logprobs:
             row.reading = dataclasses.replace(row.reading, alternatives=logprobs)

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Text = str
 Probability = Annotated[float, Field(gt=0, le=1)]
+MOST = 2**31 - 1  # of any number that counts something
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Setting = bool | Annotated[int, Field(ge=-MOST, le=MOST)] | Annotated[float, Field(ge=-1e9, le=1e9)] | str
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("frequency_penalty", "presence_penalty"), (None, 0)),
@@ -55,20 +58,22 @@ class Decoding(Body):
         None, description="0 takes the likeliest token; 1 draws from the model's own distribution."
     )
     top_p: Probability | None = Field(None, description="Draw among the likeliest tokens that have this probability.")
-    top_k: Annotated[int, Field(ge=1)] | None = Field(None, description="Draw among so many of the likeliest tokens.")
+    top_k: Count | None = Field(None, description="Draw among so many of the likeliest tokens.")
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = Field(
         None, description="The same seed, the same answer; drawn anew for each request if left out."
     )
-    steps: Annotated[int, Field(ge=1)] | None = Field(None, description="Denoising steps of the whole answer.")
-    block_size: Annotated[int, Field(ge=1)] | None = Field(None, description="Places filled before the next are begun.")
-    block_length: Annotated[int, Field(ge=1)] | None = Field(None, description="LLaDA's word for block_size.")
+    steps: Count | None = Field(None, description="Denoising steps of the whole answer.")
+    block_size: Count | None = Field(None, description="Places filled before the next are begun.")
+    block_length: Count | None = Field(None, description="LLaDA's word for block_size.")
     rule: str | None = Field(None, max_length=40, description="Which places are written at each step.")
-    rule_args: dict[str, bool | int | float | str] | None = Field(None, description="Settings of the rule.")
+    rule_args: dict[str, Setting] | None = Field(None, description="Settings of the rule.")
     cache: str | None = Field(None, max_length=40, description="Which places are computed anew at a step.")
-    cache_args: dict[str, bool | int | float | str] | None = Field(None, description="Settings of the cache.")
+    cache_args: dict[str, Setting] | None = Field(None, description="Settings of the cache.")
     cfg_scale: Annotated[float, Field(ge=0, le=100)] | None = Field(None, description="Guidance; 0 is none.")
     canvas: Literal["fixed", "grow"] | None = Field(None, description="grow: begin short, grow where no end is found.")
-    min_new_tokens: Annotated[int, Field(ge=0)] | None = Field(None, description="No end among so many first tokens.")
+    min_new_tokens: Annotated[int, Field(ge=0, le=MOST)] | None = Field(
+        None, description="No end among so many first tokens."
+    )
     eos_stop: bool | None = Field(None, description="Stop once an end of text stands and everything before it does.")
     logits_eos_inf: bool | None = Field(None, description="Never write the end of text.")
     confidence_eos_eot_inf: bool | None = Field(None, description="Write end of text and end of turn last.")
@@ -85,7 +90,7 @@ class Asked(Decoding):
     """What all questions have."""
 
     model: str | None = Field(None, description="The served model's name; may be left out.")
-    n: Annotated[int, Field(ge=1)] | None = Field(None, description="Answers to each prompt.")
+    n: Count | None = Field(None, description="Answers to each prompt.")
     stream: bool | None = Field(None, description="Send text as it becomes certain, as server-sent events.")
     stream_options: StreamOptions | None = None
     diffusing: bool | None = Field(None, description="With stream: also every step of the canvas, as a replay.")
@@ -99,7 +104,7 @@ class Asked(Decoding):
 class Generating(Asked):
     """Questions whose answers have a length and an end."""
 
-    max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Tokens of an answer at most.")
+    max_tokens: Count | None = Field(None, description="Tokens of an answer at most.")
     stop: str | list[str] | None = Field(None, description="Texts that end an answer, which is cut before them.")
 
 
@@ -122,7 +127,7 @@ class ChatRequest(Generating):
     """A conversation to go on with."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="max_tokens' newer name.")
+    max_completion_tokens: Count | None = Field(None, description="max_tokens' newer name.")
     logprobs: bool | None = Field(None, description="Log-probability of each token when it was written; no likelihood.")
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
@@ -138,7 +143,7 @@ class CompletionRequest(Generating):
 class Gap(Body):
     """Places to be filled."""
 
-    gap: Annotated[int, Field(ge=1)] = Field(description="How many tokens.")
+    gap: Count = Field(description="How many tokens.")
 
 
 class InfillRequest(Asked):
