@@ -54,6 +54,8 @@ NOT_RUN = {
     "a tracker's page": r"^(tensorboard|swanlab)",
     "a study, hours of training; test_study.py runs a small one": r"^(unmask study|python scripts/planning.py)",
     "what test_main.py types": r"^unmask( --version)?$",
+    "a server, which test_serving_pages.py starts and asks": r"^(unmask serve|curl)",
+    "llama.cpp's sources; test_llamacpp.py has what of it can be": r"^python scripts/to_gguf.py",
 }
 MAKERS = ("tokenizer", "init", "pretrain", "sft")  # others need what they make
 
