@@ -66,7 +66,12 @@ def test_the_guides_commands_on_your_own_text_work(tmp_path: Path, capsys: pytes
     left = []
     with readme.at_work(tmp_path):
         for words in EVERY:
-            if words[0] != "unmask" or not MINE.search(" ".join(words)) or "qwen" in " ".join(words):
+            if (
+                words[0] != "unmask"
+                or words[1:2] == ("serve",)
+                or not MINE.search(" ".join(words))
+                or "qwen" in " ".join(words)
+            ):
                 left.append(" ".join(words))
             elif words not in tried or words[1] in MAKERS:
                 readme.typed(words, capsys)
