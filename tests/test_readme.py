@@ -165,6 +165,24 @@ def check_evaluation(wanted: Evaluation) -> None:
         presets.load(wanted.tasks.preset)
 
 
+def check_asked(words: Sequence[str]) -> tuple[str, str, Any]:
+    """(method, path, body) of a question that curl asks of a server: there is such a route, and the body fits it."""
+    from unmask.serving import wire
+
+    kinds = {"chat/completions": wire.ChatRequest, "completions": wire.CompletionRequest, "infill": wire.InfillRequest}
+    (url,) = (word for word in words if "://" in word)
+    path = re.fullmatch(r"http://127\.0\.0\.1:8000(/.*)", url)
+    assert path
+    if "-d" not in words:
+        assert words[words.index("-X") + 1] == "DELETE"
+        assert path[1].startswith("/v1/requests/")
+        return "DELETE", path[1], None
+    assert words[words.index("-H") + 1] == "Content-Type: application/json"
+    body = json.loads(words[words.index("-d") + 1])
+    kinds[path[1].removeprefix("/v1/")].model_validate(body)
+    return "POST", path[1], body
+
+
 TRACKERS = {"tensorboard": "--logdir", "swanlab": "watch", "trackio": "show"}  # how each shows what it has
 BEHIND = {"pt": "pretrain", "sft": "sft", "eval": "eval"}  # a file's name → the command it hands its flags on to
 
@@ -232,6 +250,8 @@ def check(words: tuple[str, ...]) -> None:
             check_unmask([BEHIND[starts[1]], "--configs", recipe[0], *rest[1:]])
     elif program == "python":
         script_settings(rest)
+    elif program == "curl":
+        check_asked(rest)
     elif program in TRACKERS:  # their own commands, which need not be installed
         assert rest[0] == TRACKERS[program]
     else:
@@ -274,8 +294,12 @@ def test_a_wrong_command_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None
         "sbatch scripts/train.slurm.sh --accelerate_config fsdb",
         "sbatch scripts/train.slurm.sh --max_step 3",
         "make nothing",
+        "unmask serve --prot 80",
+        "python scripts/to_gguf.py --modle m",
+        "curl http://127.0.0.1:8000/v1/chat -H 'Content-Type: application/json' -d '{}'",
+        "curl http://127.0.0.1:8000/v1/infill -H 'Content-Type: application/json' -d '{\"txt\": \"a {{4}}\"}'",
     ):
-        with pytest.raises((UserError, AssertionError, FileNotFoundError)):
+        with pytest.raises((UserError, AssertionError, FileNotFoundError, KeyError, ValueError)):
             check(tuple(shlex.split(wrong)))
 
 

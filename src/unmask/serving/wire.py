@@ -28,6 +28,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **{"parallel_tool_calls": (None, True, False), "service_tier": (None, "auto", "default"), "store": (None, False)},
     **{"modalities": (None, ["text"]), "audio": (None,), "prediction": (None,), "reasoning_effort": (None, "none")},
     **{"verbosity": (None, "medium"), "web_search_options": (None,)},
+    # what OpenAI's client hands back when an answer's message is put into the next question as it came
+    **dict.fromkeys(("tool_calls", "annotations"), (None, [])),
+    "refusal": (None,),
 }
 """OpenAI's fields that this server does not have, with the values that ask for nothing."""
 
