@@ -323,7 +323,7 @@ def test_what_users_type_is_never_control(masked, byte_tokenizer):
         ({"rule": "/etc/passwd"}, "rule", "must be one of"),
         ({"rule": "nope"}, "rule", "credit, entropy"),
         ({"cache": "my/cache.py"}, "cache", "must be one of"),
-        ({"max_tokens": 2000}, "max_tokens", "at most 1024"),
+        ({"max_tokens": 9000}, "max_tokens", "at most 4096"),
         ({"max_tokens": 250}, "max_tokens", "the model holds 256"),
         ({"steps": 9999}, "steps", "at most 4096"),
         ({"top_p": 0.5}, "top_p", "temperature 0"),

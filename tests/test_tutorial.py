@@ -39,6 +39,7 @@ from unmask import (
     models,
     prepare,
     reader,
+    serve,
     spec,
     terminal,
     tokens,
@@ -100,10 +101,6 @@ FOUND = {name: row for row in ROWS for name in row.names}
 def of(kind: str, *states: str) -> list[str]:
     """The names of one kind whose state begins so."""
     return [name for name, row in FOUND.items() if row.kind == kind and row.state.split()[0].rstrip(":") in states]
-
-
-def later(*names: str, issue: int) -> dict[str, int]:
-    return dict.fromkeys(names, issue)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1161,6 +1158,17 @@ def check_eval_qwen(row: Row, shop: Shop) -> None:
         assert ours["tasks"]["tasks"] == ["ceval-valid"]
 
 
+def check_serve(row: Row, shop: Shop) -> None:
+    """The name and the port, in the tutorial's spelling; tests/test_serve.py asks a server."""
+    asked: list[Any] = []
+    shop.patch.setattr(serve, "_run", lambda reader, about, *rest: asked.append(about.served_model_name) or 0)
+    shop.patch.setattr(
+        serve, "listen", lambda host, port: asked.append(port) or types.SimpleNamespace(close=lambda: None)
+    )
+    assert main(unmask_of(row)) == 0
+    assert asked == [8000, "qwen2.5"]
+
+
 CHECKS: dict[str, Callable[[Row, Shop], None]] = {
     "pip install -r requirements.txt": check_requirements,
     "modelscope download --dataset AI-ModelScope/alpaca-gpt4-data-zh --local_dir D": check_download,
@@ -1209,6 +1217,8 @@ CHECKS: dict[str, Callable[[Row, Shop], None]] = {
     "bash scripts/eval-qwen.sh": check_eval_qwen,
     """evalscope eval --model M --generation-config '{"max_length":1024}' --datasets ceval --dataset-args """
     """'{"ceval":{"local_path":…}}' --work-dir W""": check_eval_qwen,
+    "--served-model-name qwen2.5 --port 8000": check_serve,
+    "evalscope --eval-type service --eval-batch-size 4 --api-url … --api-key EMPTY": check_serve,
 }
 
 
@@ -1349,9 +1359,9 @@ def readers_of(variable: str) -> list[str]:
     return found
 
 
-def check_unread(patch: pytest.MonkeyPatch, folder: Path) -> None:
+def check_unread(patch: pytest.MonkeyPatch, folder: Path, variable: str = "HF_DATASETS_SKIP_VERIFY") -> None:
     assert readers_of("HF_HUB_OFFLINE")  # the search finds what is there
-    assert not readers_of("HF_DATASETS_SKIP_VERIFY")
+    assert not readers_of(variable)
 
 
 def check_remote_code(patch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -1398,6 +1408,7 @@ VARIABLES: dict[str, Callable[[pytest.MonkeyPatch, Path], None]] = {
     "HF_DATASETS_CACHE": check_cache,
     "HF_DATASETS_TEMP_DIR": check_temporary,
     "HF_DATASETS_SKIP_VERIFY=1": check_unread,
+    "VLLM_USE_MODELSCOPE": lambda patch, folder: check_unread(patch, folder, "VLLM_USE_MODELSCOPE"),
     "HF_DATASETS_TRUST_REMOTE_CODE=True": check_remote_code,
     "HF_ALLOW_CODE_EVAL=1": check_code,
     "TERM": check_term,
@@ -1411,39 +1422,15 @@ def test_a_variable_does_what_the_table_says(name: str, tmp_path: Path, monkeypa
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a later issue brings
-
-LATER = {
-    **later(
-        "--served-model-name qwen2.5 --port 8000",
-        "evalscope --eval-type service --eval-batch-size 4 --api-url … --api-key EMPTY",
-        "VLLM_USE_MODELSCOPE",
-        issue=9,
-    ),
-}
-BRINGS = {9: "serve"}  # issue → the command that comes with it
-
-
-@pytest.mark.parametrize("name", LATER)
-def test_what_comes_later_is_not_here_yet(name: str) -> None:
-    """Whoever brings it changes its row: this fails then."""
-    issue = LATER[name]
-    assert FOUND[name].state == f"later: issue {issue}"
-    assert BRINGS.get(issue) not in COMMANDS
-    for path in re.findall(r"(?:scripts|configs|examples|dllm)/[\w./-]+", name):
-        assert not (ROOT / path).exists()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Nothing is missing
 
 INVENTORY: dict[str, set[str]] = {
-    "command": CHECKS.keys() | {name for name in LATER if re.search(r"scripts/|configs/|evalscope|port", name)},
+    "command": CHECKS.keys(),
     "library": {*LIBRARY},
     "key": KEYS.keys() | WRONG.keys() | {OTHER},
     "option": OPTIONS.keys() | {"--configs FILE", "--return_dict", "chat.args"} | EVALUATED,
     "spec": SPECS.keys() | BAD_SPECS.keys() | HUB.keys() | {"streaming: true", "sft.py: streaming: true"},
-    "variable": VARIABLES.keys() | {"VLLM_USE_MODELSCOPE"},
+    "variable": VARIABLES.keys(),
 }
 
 
@@ -1455,13 +1442,13 @@ def test_the_table_has_every_name_once_and_no_other(kind: str) -> None:
 
 def test_every_row_is_of_a_kind_and_a_state() -> None:
     assert {row.kind for row in ROWS} == INVENTORY.keys()
-    states = r"works|maps to `[^`]+`|refused: \S.*|no effect: \S.*|later: issue [6-9]"
+    states = r"works|maps to `[^`]+`|refused: \S.*|no effect: \S.*"
     assert not [row for row in ROWS if not re.fullmatch(states, row.state) or not row.here]
     assert sum(map(len, INVENTORY.values())) == sum(len(row.names) for row in ROWS) == len(FOUND)
 
 
 def test_the_chinese_table_says_the_same() -> None:
-    words = {"可用": "works", "对应": "maps", "拒绝": "refused", "不起作用": "no", "以后": "later"}
+    words = {"可用": "works", "对应": "maps", "拒绝": "refused", "不起作用": "no"}
     kinds = {
         "命令": "command",
         "库": "library",
@@ -1477,8 +1464,8 @@ def test_the_chinese_table_says_the_same() -> None:
         assert code(theirs.here) == code(ours.here)
         if ours.state.startswith("refused"):
             assert code(theirs.state)[-1] == ours.reason
-        elif ours.state.startswith(("maps", "later")):
-            assert re.findall(r"`[^`]+`|issue \d", theirs.state) == re.findall(r"`[^`]+`|issue \d", ours.state)
+        elif ours.state.startswith("maps"):
+            assert code(theirs.state) == code(ours.state)
 
 
 NOT_TYPED = {

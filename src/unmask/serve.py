@@ -51,10 +51,13 @@ class LimitArguments:
 
     api_key: list[str] = option([], "Keys, one of which clients must send; UNMASK_API_KEY, with commas, adds more.")
     allowed_hosts: list[str] = option([], "Further names by which the server may be called; * takes any.")
+    trusted_proxies: list[str] = option(
+        [], "Addresses of proxies whose X-Forwarded-For says who asks; from others it is not believed."
+    )
     rate: int = option(0, "Requests a minute of one key, or of one address without keys; 0: no limit.")
     max_body: int = option(1 << 20, "Bytes of a request.")
     max_prompt_tokens: int | None = option(None, "Tokens of a prompt; what the model holds if left out.")
-    max_answer_tokens: int = option(1024, "Tokens that a request may ask for.")
+    max_answer_tokens: int = option(4096, "Tokens that a request may ask for.")
     max_steps: int = option(4096, "Denoising steps that a request may ask for.")
     max_choices: int = option(16, "Answers of one request.")
     max_seconds: float = option(600.0, "Seconds after which an answer is cut short.")
@@ -130,7 +133,7 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(app: Any, engine: Engine, found: socket.socket, drain: float) -> int:
+def serve(app: Any, engine: Engine, found: socket.socket, drain: float, proxies: list[str]) -> int:
     """Answer until a signal; then finish what has begun, within `drain` seconds or until a second one."""
     import uvicorn
 
@@ -141,6 +144,8 @@ def serve(app: Any, engine: Engine, found: socket.socket, drain: float) -> int:
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=max(1, int(drain)),
         limit_concurrency=1024,
@@ -251,4 +256,4 @@ def _run(reader: Any, asked: Any, limits: Any, settings: dict[str, Any], keys: t
     )
     if not keys and not ipaddress.ip_address(host).is_loopback:
         report.say("warning: anyone who reaches this address may use it; give --api_key KEY.")
-    return serve(guarded, engine, found, limits.drain_seconds)
+    return serve(guarded, engine, found, limits.drain_seconds, limits.trusted_proxies)

@@ -70,7 +70,8 @@ def unreadable(error: RequestValidationError) -> Refused:
     first = error.errors()[0]
     where = [part for part in first["loc"] if part != "body"]
     # of a field that may be of several kinds, pydantic names the kind, too
-    where = [part for i, part in enumerate(where) if not i or isinstance(part, int) or part.isidentifier()][:3]
+    kinds = {"str", "int", "float", "bool"}
+    where = [p for i, p in enumerate(where) if not i or isinstance(p, int) or (p.isidentifier() and p not in kinds)]
     field = ".".join(map(str, where)) or None
     if first["type"] == "extra_forbidden":
         return Refused(400, f"{field} is not supported by this server; leave it out.", field, "unsupported_parameter")
@@ -93,6 +94,7 @@ def routes(engine: Engine, maker: Maker, metrics: Metrics, *, private: bool = Fa
         description="OpenAI's API for masked diffusion language models, and what they can do beside.",
         responses=WRONG,
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages of documentation load their scripts from elsewhere
         redoc_url=None,
     )
     app.state.engine, app.state.maker = engine, maker

@@ -110,6 +110,6 @@ def show(some: list[Measured]) -> None:
 
     for one in some:
         report.say(
-            f"--preset {one.name:<9} {one.agreement:4.0%} of {one.tokens} tokens as exact, {one.passes:.1f}× fewer "
-            f"passes, {one.places:.1f}× fewer places computed: {PRESETS[one.name].about}"
+            f"--preset {one.name:<9} {one.agreement:4.0%} of {one.tokens} tokens as exact, passes ÷ {one.passes:.1f}, "
+            f"places computed ÷ {one.places:.1f}: {PRESETS[one.name].about}"
         )

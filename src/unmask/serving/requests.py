@@ -59,7 +59,7 @@ class Limits:
             steps. seconds: until it is cut short.
     """
 
-    new: int = 1024
+    new: int = 4096
     prompt: int | None = None
     choices: int = 16
     stops: int = 8

@@ -28,11 +28,20 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **{"parallel_tool_calls": (None, True, False), "service_tier": (None, "auto", "default"), "store": (None, False)},
     **{"modalities": (None, ["text"]), "audio": (None,), "prediction": (None,), "reasoning_effort": (None, "none")},
     **{"verbosity": (None, "medium"), "web_search_options": (None,)},
+    # and what clients of other servers send
+    **dict.fromkeys(("repetition_penalty", "length_penalty"), (None, 1)),
+    **{"min_p": (None, 0), "min_tokens": (None, 0), "stop_token_ids": (None, []), "chat_template_kwargs": (None, {})},
+    **dict.fromkeys(("ignore_eos", "use_beam_search", "include_stop_str_in_output"), (None, False)),
+    **dict.fromkeys(("skip_special_tokens", "add_generation_prompt"), (None, True)),
     # what OpenAI's client hands back when an answer's message is put into the next question as it came
     **dict.fromkeys(("tool_calls", "annotations"), (None, [])),
     "refusal": (None,),
 }
 """OpenAI's fields that this server does not have, with the values that ask for nothing."""
+
+
+OFF: dict[str, tuple[Any, ...]] = {"top_k": (0, -1)}
+"""Values of fields that there are by which other servers say: none."""
 
 
 class Body(BaseModel):
@@ -47,7 +56,7 @@ class Body(BaseModel):
             return data
         kept = {}
         for name, value in data.items():
-            known = NEUTRAL.get(name, ()) if name not in cls.model_fields else ()
+            known = NEUTRAL.get(name, ()) if name not in cls.model_fields else OFF.get(name, ())
             if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in known):
                 kept[name] = value
         return kept
