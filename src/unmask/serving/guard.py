@@ -23,7 +23,7 @@ OPEN = frozenset({"/health", "/ready"})
 """Paths that need no key: who watches a server need not be its user."""
 
 LINGER = 8
-"""So many times the longest body are read on and thrown away: who still sends when the connection is closed sees a reset
+"""So many times the longest body are read and thrown away: who still sends when the connection is closed sees a reset,
 and not the answer that says why."""
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
