@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import math
+import re
 import time
 import warnings
 from collections.abc import AsyncIterator
@@ -45,6 +46,9 @@ ICON = (
 NO_SCRIPT = '<noscript><p style="padding:2rem">This page needs JavaScript. 本页面需要 JavaScript。</p></noscript>'
 
 
+NO_SNIFFING = {"x-content-type-options": "nosniff"}
+
+
 @dataclass(eq=False)
 class Site:
     """What one server's page works with."""
@@ -68,10 +72,11 @@ class Site:
 
 
 class OnlyThePage(Mount):
-    """NiceGUI for its own paths alone, so that unknown paths of the API are answered as the API answers them."""
+    """NiceGUI for its own paths alone, so that unknown paths of the API are answered as the API answers them; and a
+    policy by which the browser, whatever NiceGUI should come to want, asks nobody but this server for anything."""
 
     def __init__(self, site: Site) -> None:
-        super().__init__("", app=core.app, name="page")
+        super().__init__("", app=self.with_policy, name="page")
         self.site = site
 
     def matches(self, scope: Any) -> tuple[Match, Any]:
@@ -80,6 +85,24 @@ class OnlyThePage(Mount):
             return Match.NONE, {}
         match, child = super().matches(scope)
         return match, {**child, "unmask.site": self.site}
+
+    async def with_policy(self, scope: Any, receive: Any, send: Any) -> None:
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        sockets = f"ws://{host} wss://{host}" if re.fullmatch(r"[\w.:\[\]-]+", host, re.ASCII) else ""
+        policy = (
+            "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+            "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'none'; form-action 'none'; "
+            f"frame-ancestors 'none'; connect-src 'self' {sockets}"
+        )
+        headers = {"content-security-policy": policy, "referrer-policy": "no-referrer", **NO_SNIFFING}
+
+        async def told(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                more = [(name.encode(), value.encode()) for name, value in headers.items()]
+                message = {**message, "headers": [*message["headers"], *more]}
+            await send(message)
+
+        await core.app(scope, receive, told)
 
 
 def add(app: FastAPI, engine: Engine, maker: Maker, keys: tuple[str, ...]) -> None:

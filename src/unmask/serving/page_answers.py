@@ -147,11 +147,14 @@ class Desk:
 
     Args:
         owner: the key that was given, by number; None where no keys are needed.
+
+    Attributes:
+        wanted: whether anybody still waits for answers.
     """
 
     def __init__(self, engine: Engine, maker: Maker, owner: int | None) -> None:
         self.engine, self.maker, self.owner = engine, maker, owner
-        self.open = True
+        self.wanted: Callable[[], bool] = lambda: True
 
     async def ask(self, answer: Answer, fields: dict[str, Any]) -> None:
         """Have an answer written to its end; what goes wrong stands in its `trouble`."""
@@ -195,7 +198,7 @@ class Desk:
         job.wake = watch.wake
         [choice] = job.choices
         feed = Feed(self.maker, choice) if choice.recorder else None
-        if not self.open:  # the tab was closed while the job was made
+        if not self.wanted():  # the tab was closed while the job was made
             raise asyncio.CancelledError
         try:
             self.engine.submit(job)
@@ -256,8 +259,10 @@ class Session:
     """What stands in a tab.
 
     Attributes:
-        settings: as they were set, by name; what is None is the server's. other: the second rule of a comparison.
-        drafts: what is typed, by panel. view: who shows it now.
+        settings: as they were set, by name; what is None is the server's. filled: the text whose gaps were
+            filled last. compared, labels: two answers to the same question, and the rules that they were written by;
+            comparing: what was asked; rules: those that are chosen. drafts: what is typed, by panel. view: who shows
+            all this now.
     """
 
     panel: str = "chat"
@@ -265,6 +270,7 @@ class Session:
     filled: Answer | None = None
     compared: list[Answer] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
+    comparing: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     rules: list[str | None] = field(default_factory=lambda: [None, None])
     drafts: dict[str, str] = field(default_factory=dict)

@@ -36,7 +36,7 @@ class Compare(Panel):
                 for which, name in enumerate(("first", "second")):
                     self.rule(which, words(name))
                 ui.element("div").classes("um-space")
-                self.go(words("run"), "compare")
+                self.go(words("run"))
             self.alarms()
             self.result = ui.element("div")
         self.fill()
@@ -112,34 +112,30 @@ class Compare(Panel):
         kind: Any = "chat" if chats else "completion"
         self.session.compared = [Answer(kind), Answer(kind)]
         self.session.labels = [str(rule) for rule in self.session.rules]
+        self.session.comparing = asked
         self.fill()
+        self.one(0)
         self.busy()
-        self.one(0, asked)
 
-    def one(self, number: int, asked: dict[str, Any]) -> None:
-        """Let one rule answer, and then the next."""
-        answer, rule = self.session.compared[number], self.session.labels[number]
+    def one(self, number: int) -> None:
+        """Let one rule answer."""
+        rule = self.session.labels[number]
+        self.view.ask(self.session.compared[number], self.session.comparing | {"rule": rule}, "compare")
 
-        def then() -> None:
-            panel = self.view.panels["compare"]
-            if answer not in self.session.compared:
-                return
-            stopped = bool(answer.trouble) or bool(answer.end and answer.end["reason"] == "cancelled")
-            if number == 0 and not stopped:
-                panel.one(1, asked)
-            elif number == 0:  # the second is not begun
-                self.session.compared, self.session.labels = [answer], self.session.labels[:1]
-            panel.done(answer, anew=stopped)
-
-        self.view.ask(answer, asked | {"rule": rule}, then)
-
-    def done(self, answer: Answer, *, anew: bool) -> None:
+    def done(self, answer: Answer) -> None:
+        """A rule has answered; the second one begins when the first is through, unless that was stopped."""
+        compared = self.session.compared
+        if answer not in compared:
+            return
+        stopped = bool(answer.trouble) or bool(answer.end and answer.end["reason"] == "cancelled")
         if answer.trouble:
             self.say(self.view.trouble(answer))
-            self.session.compared = [one for one in self.session.compared if one.end]
+        if stopped:
+            self.session.compared = [one for one in compared if one.end]
             self.session.labels = self.session.labels[: len(self.session.compared)]
-        if anew:
             self.fill()
+        elif answer is compared[0] and len(compared) == 2:
+            self.one(1)
         self.busy()
         if self.session.compared:
             self.count()

@@ -64,12 +64,17 @@ class Panel:
         made = ui.textarea(placeholder=label, value=value, on_change=self.keep(name))
         return made.props(f'autogrow maxlength={LONGEST} aria-label="{label}"')
 
-    def go(self, text: str, name: str) -> None:
-        """A button that asks, and one in its place that stops."""
-        self.send = ui.button(text, on_click=self.ask, color=None).classes("um-go").props("unelevated no-caps")
-        self.halt = ui.button(self.words("stop"), icon="stop", on_click=self.stop, color=None)
-        self.halt.classes("um-go um-stop").props("unelevated no-caps")
+    def go(self, text: str) -> None:
+        """A button that asks, or stops what is being written: one, so that the focus stays on it."""
+        self.go_text = text
+        self.button = ui.button(on_click=self.press, color=None).classes("um-go").props("unelevated no-caps")
         self.busy()
+
+    async def press(self) -> None:
+        if self.busy():
+            self.stop()
+        else:
+            await self.ask()
 
     def answers(self) -> list[Answer]:
         raise NotImplementedError
@@ -78,10 +83,10 @@ class Panel:
         raise NotImplementedError
 
     def busy(self) -> bool:
-        """Whether something is being written; the buttons say so."""
+        """Whether something is being written; the button says so."""
         found = any(answer.running for answer in self.answers())
-        self.send.set_visibility(not found)
-        self.halt.set_visibility(found)
+        self.button.set_text(self.words("stop") if found else self.go_text)
+        self.button.classes("um-stop") if found else self.button.classes(remove="um-stop")
         return found
 
     def stop(self) -> None:
@@ -136,7 +141,7 @@ class Chat(Panel):
                 self.text.props("for=um-field").on("keydown.enter", self.ask, js_handler=ENTER)
                 self.new = ui.button(icon="add_comment", on_click=self.restart, color=None).classes("um-tool")
                 self.new.props(f'flat aria-label="{words("new_chat")}"').tooltip(words("new_chat"))
-                self.go(words("send"), "chat")
+                self.go(words("send"))
         self.fill()
 
     def fill(self) -> None:
@@ -195,7 +200,7 @@ class Chat(Panel):
         ui.run_javascript(
             "setTimeout(() => window.scrollTo({top: document.body.scrollHeight, behavior: 'smooth'}), 60)"
         )
-        self.view.ask(answer, asked | settings, lambda: self.view.panels["chat"].done(answer))
+        self.view.ask(answer, asked | settings, "chat")
 
     def done(self, answer: Answer) -> None:
         """An answer has ended; called on the panel that is shown now."""
@@ -232,7 +237,7 @@ class Infill(Panel):
             Said("h1", words("infill_title"))
             ui.label(words("infill_more")).classes("um-lead")
             self.text = self.field("infill", words("infill_text"), words("infill_example"))
-            self.text.props("outlined").classes("um-text")
+            self.text.props("outlined dense").classes("um-text")
             with ui.element("div").classes("um-row"):
                 self.size = ui.number(value=8, min=1, max=999, step=1).props("outlined dense")
                 self.size.props(f'aria-label="{words("gap")}"')
@@ -240,7 +245,7 @@ class Infill(Panel):
                     "flat no-caps"
                 )
                 ui.element("div").classes("um-space")
-                self.go(words("fill"), "infill")
+                self.go(words("fill"))
             self.alarms()
             self.result = ui.element("div")
         self.fill()
@@ -275,7 +280,7 @@ class Infill(Panel):
         self.fill()
         self.busy()
         asked = {"text": self.text.value or ""} | settings
-        self.view.ask(answer, asked, lambda: self.view.panels["infill"].done(answer))
+        self.view.ask(answer, asked, "infill")
 
     def done(self, answer: Answer) -> None:
         self.busy()

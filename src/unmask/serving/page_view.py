@@ -7,7 +7,6 @@ Texts of users and models are only ever the text of an element, never HTML.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +42,7 @@ class View:
         self.frame = ui.element("div").classes("um")
         self.panels: dict[str, Any] = {}
         session.view = self
+        desk.wanted = lambda: session.view is not None
         self.build()
 
     def build(self) -> None:
@@ -221,16 +221,18 @@ class View:
     # -----------------------------------------------------------------------------------------------------------------
     # Asking
 
-    def ask(self, answer: Answer, fields: dict[str, Any], then: Callable[[], None]) -> None:
-        """Have an answer written; `then`, whatever came of it, and in this language or the next."""
+    def ask(self, answer: Answer, fields: dict[str, Any], panel: str) -> None:
+        """Have an answer written, and tell its panel when that is over: in this language or the next, in this client
+        or, if the page was loaded anew in the meantime, in that."""
 
         async def run() -> None:
             try:
                 await self.desk.ask(answer, fields)
             finally:
-                if not self.client.is_deleted:
-                    with self.frame:
-                        then()
+                view = self.session.view
+                if view and not view.client.is_deleted:
+                    with view.frame:
+                        view.panels[panel].done(answer)
 
         background_tasks.create(run(), name="an answer")
 
@@ -250,13 +252,11 @@ class View:
         name = "invalid" if one.code == "invalid" else name
         return self.words(name, message=one.message, after=int(one.after or 1))
 
-    async def leave(self) -> None:
+    def leave(self) -> None:
         """The tab was closed: what is written for it is let go of, unless it was opened anew in the meantime."""
         if self.session.view is self:
             self.session.view = None
-            self.desk.open = False
             self.desk.stop(self.session.answers)
-        await asyncio.sleep(0)
 
 
 def placeholder_of(text: str) -> str:

@@ -73,8 +73,8 @@ WORDS: dict[str, tuple[str, str]] = {
         "The lighthouse {{8}} at night, so that the ships {{6}}.",
         "The lighthouse {{8}} at night, so that the ships {{6}}.",
     ),
-    "gap": ("Put in a gap of", "插入空缺，词元数"),
-    "gap_put": ("Put in", "插入"),
+    "gap": ("Tokens of the gap", "空缺的词元数"),
+    "gap_put": ("Insert gap", "插入空缺"),
     "fill": ("Fill", "填补"),
     # compare
     "compare_title": ("Two rules, one question", "同一问题，两种规则"),
