@@ -156,7 +156,11 @@ async def page(request: Request) -> None:
         return
 
     def enter(owner: int | None) -> None:
-        view = View(Desk(site.engine, site.maker, owner), site.sessions.of(str(client.tab_id)), words, theme)
+        desk = Desk(site.engine, site.maker, owner)
+        guard, who = request.scope.get("unmask.guard"), client.ip if owner is None else f"key {owner}"
+        if guard is not None:
+            desk.too_many = lambda: guard.too_many(who)
+        view = View(desk, site.sessions.of(str(client.tab_id)), words, theme)
         client.on_delete(view.leave)
 
     if not site.keys:

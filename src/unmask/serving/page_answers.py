@@ -149,15 +149,21 @@ class Desk:
         owner: the key that was given, by number; None where no keys are needed.
 
     Attributes:
-        wanted: whether anybody still waits for answers.
+        wanted: whether anybody still waits for answers. too_many: counts a question; the seconds until the next may
+            come, if there were too many of late.
     """
 
     def __init__(self, engine: Engine, maker: Maker, owner: int | None) -> None:
         self.engine, self.maker, self.owner = engine, maker, owner
         self.wanted: Callable[[], bool] = lambda: True
+        self.too_many: Callable[[], int | None] = lambda: None
 
     async def ask(self, answer: Answer, fields: dict[str, Any]) -> None:
         """Have an answer written to its end; what goes wrong stands in its `trouble`."""
+        after = self.too_many()
+        if after:
+            answer.trouble = Trouble("rate_limit_exceeded", f"too many requests; try again in {after} s.", after)
+            return
         try:
             job = await self.begin(answer.kind, fields)
         except Refused as error:

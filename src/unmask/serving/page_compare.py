@@ -30,7 +30,7 @@ class Compare(Panel):
         with ui.element("div").classes("um-work"):
             Said("h1", words("compare_title"))
             ui.label(words("compare_more")).classes("um-lead")
-            self.text = self.field("compare", words("ask"), words("example_1")).props("outlined dense")
+            self.text = self.field("compare", words("ask"), words("example_1")).props("outlined dense autogrow rows=1")
             self.text.on("keydown.enter", self.ask, js_handler=ENTER)
             with ui.element("div").classes("um-row"):
                 for which, name in enumerate(("first", "second")):

@@ -62,7 +62,7 @@ class Panel:
     def field(self, name: str, label: str, default: str = "") -> ui.textarea:
         value = self.draft(name, default)
         made = ui.textarea(placeholder=label, value=value, on_change=self.keep(name))
-        return made.props(f'autogrow maxlength={LONGEST} aria-label="{label}"')
+        return made.props(f'maxlength={LONGEST} aria-label="{label}"')
 
     def go(self, text: str) -> None:
         """A button that asks, or stops what is being written: one, so that the focus stays on it."""
@@ -137,7 +137,9 @@ class Chat(Panel):
         with ui.element("div").classes("um-dock"):
             self.alarms()
             with ui.element("div").classes("um-composer"):
-                self.text = self.field("chat", words("ask" if chats else "ask_text")).props("borderless dense rows=1")
+                self.text = self.field("chat", words("ask" if chats else "ask_text")).props(
+                    "borderless dense autogrow rows=1"
+                )
                 self.text.props("for=um-field").on("keydown.enter", self.ask, js_handler=ENTER)
                 self.new = ui.button(icon="add_comment", on_click=self.restart, color=None).classes("um-tool")
                 self.new.props(f'flat aria-label="{words("new_chat")}"').tooltip(words("new_chat"))
@@ -237,7 +239,7 @@ class Infill(Panel):
             Said("h1", words("infill_title"))
             ui.label(words("infill_more")).classes("um-lead")
             self.text = self.field("infill", words("infill_text"), words("infill_example"))
-            self.text.props("outlined dense").classes("um-text")
+            self.text.props("outlined dense rows=4").classes("um-text")
             with ui.element("div").classes("um-row"):
                 self.size = ui.number(value=8, min=1, max=999, step=1).props("outlined dense")
                 self.size.props(f'aria-label="{words("gap")}"')

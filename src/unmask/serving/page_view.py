@@ -19,7 +19,7 @@ from unmask.serving.page_answers import Answer, Desk, Session
 from unmask.serving.page_canvas import Said
 from unmask.serving.page_compare import Compare
 from unmask.serving.page_panels import Chat, Infill
-from unmask.serving.page_words import LANGUAGES, Words
+from unmask.serving.page_words import LANGUAGES, TROUBLES, Words
 from unmask.serving.requests import CACHES, RULES
 from unmask.values import pairs
 
@@ -91,7 +91,8 @@ class View:
             self.tabs.set_value(self.session.panel)
             ui.element("div").classes("um-space")
             with ui.element("div").classes("um-tools"):
-                self.tool("tune", words("settings"), self.toggle_settings).classes("um-side-go")
+                self.opener = self.tool("tune", words("settings"), self.toggle_settings).classes("um-side-go")
+                self.opener.props("aria-expanded=false")
                 name = words(f"theme_{self.theme}")
                 self.theme_tool = self.tool(THEMES[self.theme][1], name, self.next_theme)
                 other = next(name for name in LANGUAGES if name != words.language)
@@ -107,6 +108,8 @@ class View:
         return button
 
     def middle(self) -> None:
+        if not self.maker.causal:
+            self.legend().classes("um-strip")
         kinds: dict[str, Any] = {"chat": Chat}
         if not self.maker.causal:
             kinds |= {"infill": Infill, "compare": Compare}
@@ -120,6 +123,7 @@ class View:
 
     def toggle_settings(self) -> None:
         self.side.classes(toggle="um-shown")
+        self.opener.props(f"aria-expanded={'true' if 'um-shown' in self.side.classes else 'false'}")
         ui.run_javascript("window.scrollTo(0, 0)")
 
     def address(self) -> None:
@@ -168,15 +172,17 @@ class View:
         self.legend()
         ui.label(words("legend_hint")).classes("um-hint")
 
-    def legend(self) -> None:
+    def legend(self) -> ui.element:
         words = self.words
-        with ui.element("div").classes("um-legend"):
+        made = ui.element("div").classes("um-legend").props(f'role=group aria-label="{words("legend")}"')
+        with made:
             for i, one in enumerate(LEVELS):
                 below = LEVELS[i - 1].below if i else 0
                 Said("span", f"{below:.1f}–{min(1, one.below):.1f}").classes(f"t c{i}")
             Said("span", words("fresh")).classes(f"t c{len(LEVELS) - 1} fresh")
             Said("span", words("open")).classes("t mask")
             Said("span", words("back")).classes("t mask back")
+        return made
 
     def keep(self, name: str) -> Callable[[Any], None]:
         def changed(event: Any) -> None:
@@ -248,8 +254,7 @@ class View:
         one = answer.trouble
         if one is None:
             return ""
-        name = one.code if one.code in ("queue_full", "context_length_exceeded", "stopping", "failed") else "refused"
-        name = "invalid" if one.code == "invalid" else name
+        name = one.code if one.code in TROUBLES else "refused"
         return self.words(name, message=one.message, after=int(one.after or 1))
 
     def leave(self) -> None:

@@ -153,6 +153,10 @@ WORDS: dict[str, tuple[str, str]] = {
         "Too many requests are waiting. Try again in {after} s.",
         "排队的请求太多，请 {after} 秒后再试。",
     ),
+    "rate_limit_exceeded": (
+        "Too many requests within a minute. Try again in {after} s.",
+        "一分钟内请求过多，请 {after} 秒后再试。",
+    ),
     "context_length_exceeded": (
         "This is too long for the model: {message} Shorten it, ask for fewer tokens, or start a new chat.",
         "超出模型可容纳的长度：{message} 请缩短内容、减少词元数或开始新对话。",
@@ -169,6 +173,11 @@ WORDS: dict[str, tuple[str, str]] = {
         "该模型没有对话模板，将续写你的文本。",
     ),
 }
+
+TROUBLES = frozenset(
+    {"queue_full", "rate_limit_exceeded", "context_length_exceeded", "stopping", "failed", "invalid", "refused"}
+)
+"""Codes of what can go wrong that have words of their own."""
 
 CANVAS = (
     *(
