@@ -335,12 +335,16 @@ async def site(made, keys=(), rate=0):
 def on_the_page(some, do, keys=(), rate=0, **how):
     """Run `do(visit, made)` against a page."""
 
+    wrong = []
+
     async def run():
         with running(some, **how) as made:
             async with site(made, keys, rate) as visit:
+                core.app.on_exception(wrong.append)
                 await do(visit, made)
 
     asyncio.run(run())
+    assert not wrong
 
 
 async def asked(visitor, text, wait=True):

@@ -199,7 +199,7 @@ class Chat(Panel):
             with self.turns:
                 self.add(self.session.turns[-1])
         self.busy()
-        ui.run_javascript(
+        self.view.client.run_javascript(
             "setTimeout(() => window.scrollTo({top: document.body.scrollHeight, behavior: 'smooth'}), 60)"
         )
         self.view.ask(answer, asked | settings, "chat")
@@ -255,7 +255,7 @@ class Infill(Panel):
     async def put(self) -> None:
         """A gap where the cursor stands."""
         gap = f"{{{{{int(self.size.value or 8)}}}}}"
-        at = await ui.run_javascript(
+        at = await self.view.client.run_javascript(
             f"(() => {{ const t = document.getElementById('c{self.text.id}').querySelector('textarea') "
             f"|| document.getElementById('c{self.text.id}'); return [t.selectionStart, t.selectionEnd]; }})()"
         )

@@ -63,7 +63,7 @@ class View:
             "title": f"{self.maker.name} · Unmask",
             "lost": [self.words("lost"), self.words("trying")],
         }
-        ui.run_javascript(
+        self.client.run_javascript(
             f"(said => {{ document.documentElement.lang = said.lang; document.title = said.title; "
             "document.querySelectorAll('#popup span').forEach((span, i) => span.textContent = said.lost[i]); "
             f"}})({json.dumps(said)})"
@@ -119,17 +119,17 @@ class View:
         self.session.panel = name = name if name in self.panels else "chat"
         for key, panel in self.panels.items():
             panel.box.classes(remove="um-hide") if key == name else panel.box.classes("um-hide")
-        ui.run_javascript("window.scrollTo(0, 0)")
+        self.client.run_javascript("window.scrollTo(0, 0)")
 
     def toggle_settings(self) -> None:
         self.side.classes(toggle="um-shown")
         self.opener.props(f"aria-expanded={'true' if 'um-shown' in self.side.classes else 'false'}")
-        ui.run_javascript("window.scrollTo(0, 0)")
+        self.client.run_javascript("window.scrollTo(0, 0)")
 
     def address(self) -> None:
         """Keep language and colours in the address, so that a link or a reload has them."""
         query = f"?lang={self.words.language}" + (f"&theme={self.theme}" if self.theme != "auto" else "")
-        ui.run_javascript(f"history.replaceState(history.state, '', {json.dumps(query)})")
+        self.client.run_javascript(f"history.replaceState(history.state, '', {json.dumps(query)})")
 
     def speak(self, language: str) -> None:
         self.words = Words(language)
