@@ -215,7 +215,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving/page_canvas": {"replay_page", "serving"},
     "serving/page_panels": {"replay", "replay_page", "serving"},
     "serving/page_compare": {"replay", "serving"},
-    "serving/page_view": {"config", "replay_page", "serving"},
+    "serving/page_view": {"replay_page", "serving"},
     "serving/page": {"serving"},
     "serving": set(),
     "serve": {"config", "report", "answer", "conversation", "reader", "serving"},

@@ -197,6 +197,19 @@ def test_a_failure_of_the_model_is_told_without_its_details(masked, monkeypatch)
     assert "division" not in answer.trouble.message
 
 
+def test_an_error_of_ours_leaves_nobody_waiting(masked, monkeypatch):
+    with running(masked) as made:
+        monkeypatch.setattr(made, "chat", lambda body: 1 / 0)
+
+        async def ask():
+            desk, answer = Desk(made.engine, made, None), Answer("chat")
+            with pytest.raises(ZeroDivisionError):
+                await desk.ask(answer, ASKED)
+            return answer
+
+        assert asyncio.run(ask()).trouble.code == "failed"
+
+
 def test_nothing_is_begun_for_a_tab_that_was_closed_meanwhile(masked):
     with running(masked) as made:
 
@@ -280,7 +293,7 @@ class Visitor(User):
         return [e for e in found if name is None or name in e.classes]
 
     def field(self, label):
-        [found] = [field for field in self.all(ui.number) if field.props.get("label") == label]
+        [found] = [field for field in self.all((ui.number, ui.input)) if field.props.get("label") == label]
         return found
 
     def texts(self):
@@ -445,6 +458,10 @@ def test_gaps_are_filled_and_what_cannot_be_is_said(masked):
         visitor.all(ui.textarea)[1].set_value("no gap")
         await visitor.click("Fill")
         await visitor.says(lambda: any("there is no gap" in text for text in visitor.texts()))
+        visitor.field("Rule settings").set_value("nonsense")
+        await visitor.click("Fill")
+        assert any("'nonsense' is not key=value" in text for text in visitor.texts())
+        visitor.field("Rule settings").set_value("")
         visitor.all(ui.textarea)[1].set_value("a {{3}} b")
         await visitor.click("Fill")
         await visitor.says(lambda: visitor.all(Canvas) and visitor.all(Canvas)[-1].answer.end)

@@ -165,16 +165,15 @@ class Desk:
             answer.trouble = Trouble("rate_limit_exceeded", f"too many requests; try again in {after} s.", after)
             return
         try:
-            job = await self.begin(answer.kind, fields)
+            answer.job = await self.begin(answer.kind, fields)
+            await self.follow(answer, answer.job)
         except Refused as error:
             answer.trouble = Trouble(error.code or "refused", error.message, error.after)
-            return
-        answer.job = job
-        try:
-            await self.follow(answer, job)
         finally:
-            if not job.finished:
-                self.engine.cancel(job)
+            if answer.running:  # by an error of ours, or because the server ends: it is not waited for for ever
+                answer.trouble = Trouble("failed", replies.failure()["error"]["message"])
+            if answer.job and not answer.job.finished:
+                self.engine.cancel(answer.job)
 
     async def begin(self, kind: Kind, fields: dict[str, Any]) -> Job:
         """A job that is made but not yet submitted; `Refused` for one that cannot be."""

@@ -236,7 +236,9 @@ export default {
       if (whole) add(end.seconds.toFixed(end.seconds < 10 ? 2 : 1), this.say.stat_seconds);
       const rest = document.createElement("span");
       rest.className = "uc-rest";
-      if (whole) rest.textContent = this.say["reason_" + end.reason] || "";
+      // a gap has its length and no end of its own
+      const ended = this.given.kind === "infill" && end && end.reason === "length";
+      if (whole) rest.textContent = (!ended && this.say["reason_" + end.reason]) || "";
       else rest.textContent = this.say.step_of.replace("{step}", entry.step).replace("{last}", final);
       stats.append(rest);
       const { at, back, next } = this.$refs;

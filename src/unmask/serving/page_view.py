@@ -13,7 +13,6 @@ from typing import Any
 
 from nicegui import background_tasks, ui
 
-from unmask.config import UserError
 from unmask.replay_page import LEVELS
 from unmask.serving.page_answers import Answer, Desk, Session
 from unmask.serving.page_canvas import Said
@@ -215,7 +214,7 @@ class View:
             self.settings()
 
     def asked(self, **more: Any) -> dict[str, Any]:
-        """The settings that are not the server's. UserError for rule settings that cannot be read."""
+        """The settings that are not the server's. ValueError for rule settings that cannot be read."""
         found = {k: v for k, v in self.session.settings.items() if v not in (None, "")} | more
         for name in WHOLE_NUMBERS:
             if isinstance(found.get(name), float) and found[name].is_integer():
@@ -245,7 +244,7 @@ class View:
     def settings_or_trouble(self, say: Callable[[str], None], **more: Any) -> dict[str, Any] | None:
         try:
             return self.asked(**more)
-        except UserError as error:
+        except ValueError as error:
             say(self.words("invalid", message=str(error).replace("--", "")))
             return None
 

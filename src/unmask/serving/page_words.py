@@ -87,7 +87,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "run": ("Compare", "对比"),
     "play_both": ("Play both", "同时播放"),
     "passes": ("Forward passes", "前向次数"),
-    "per_pass": ("Tokens per pass", "每次前向词元数"),
+    "per_pass": ("Tokens per pass", "词元/次"),
     "seconds": ("Seconds", "秒"),
     "tokens": ("Tokens", "词元数"),
     "same": ("{share} of the places hold the same token.", "两者有 {share} 的位置词元相同。"),
