@@ -144,11 +144,12 @@ class Compare(Panel):
 
 
 def numbers(answer: Answer) -> tuple[float, ...] | None:
-    """Passes, tokens, tokens per pass, seconds."""
+    """Passes, tokens, tokens per pass, seconds, as they are shown: what reads alike is not called better."""
     end = answer.end
     if end is None:
         return None
-    return end["passes"], end["tokens"], end["tokens"] / end["passes"] if end["passes"] else 0.0, end["seconds"]
+    passes, tokens = end["passes"], end["tokens"]
+    return passes, tokens, round(tokens / passes, 2) if passes else 0.0, round(end["seconds"], 2)
 
 
 def alike(one: Answer, other: Answer) -> float:
