@@ -210,6 +210,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "serving/replies": {"sample", "replay_text", "screen", "serving"},
     "serving/api": {"serving"},
+    "serving/page_words": set(),
+    "serving/page_answers": {"canvas", "serving"},
+    "serving/page_canvas": {"replay_page", "serving"},
+    "serving/page_panels": {"replay", "replay_page", "serving"},
+    "serving/page_compare": {"replay", "serving"},
+    "serving/page_view": {"replay_page", "serving"},
+    "serving/page": {"serving"},
     "serving": set(),
     "serve": {"config", "report", "answer", "conversation", "reader", "serving"},
     # scores: lm-eval's socket, what stands around it, and results side by side

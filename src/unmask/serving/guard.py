@@ -66,6 +66,7 @@ class Guard:
             headers.setdefault(name.decode("latin-1").lower(), value.decode("latin-1"))
         found = self.check(scope, headers)
         if found is None:
+            scope["unmask.guard"] = self  # for the page, which asks the engine without another request
             if scope["type"] == "http":
                 await self.with_limits(scope, receive, send, headers)
             else:
@@ -100,12 +101,18 @@ class Guard:
         if self.item and private and scope["type"] == "http" and scope.get("method") == "POST":
             client = scope.get("client") or ("", 0)
             who = str(client[0]) if scope["unmask.key"] is None else f"key {scope['unmask.key']}"
-            if not self.limiter.hit(self.item, who):
-                window = self.limiter.get_window_stats(self.item, who)
-                after = max(1, math.ceil(window.reset_time - time.time()))
+            after = self.too_many(who)
+            if after:
                 words = f"more than {self.rules.rate} requests in a minute; try again in {after} s."
                 return 429, words, "rate_limit_exceeded", {"retry-after": str(after)}
         return None
+
+    def too_many(self, who: str) -> int | None:
+        """Count a request of a key or an address; the seconds until it may ask again, if it asks too often."""
+        if self.item is None or self.limiter.hit(self.item, who):
+            return None
+        window = self.limiter.get_window_stats(self.item, who)
+        return max(1, math.ceil(window.reset_time - time.time()))
 
     async def with_limits(self, scope: dict[str, Any], receive: Any, send: Any, headers: dict[str, str]) -> None:
         """Hand a request on when its body is there, which may be neither longer nor slower than is allowed."""
