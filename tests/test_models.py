@@ -222,3 +222,13 @@ def test_weights_are_put_into_a_model_that_is_there(llada, tmp_path, byte_tokeni
     assert not torch.equal(other.lm_head.weight, llada.model.lm_head.weight)
     models.put_weights(other, tmp_path / "saved")
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), llada.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["models/llada-100M", "output/none", "here/none"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_a_hub(name, tmp_path, monkeypatch):
+    """`models/x` reads like owner/name, and asking a hub for it takes most of a minute where there is no network."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(UserError, match=f"no model folder '{name}'"):
+        models.find(name)
+    assert models.find("GSAI-ML/LLaDA-8B-Base") == "GSAI-ML/LLaDA-8B-Base"

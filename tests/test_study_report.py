@@ -143,3 +143,15 @@ def test_costs_are_summed_by_machine(words: Callable[..., str], tmp_path: Path) 
 def test_reading_a_study_needs_no_torch() -> None:
     code = "import sys, unmask.studies.report as r; assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_arms_are_compared_after_the_same_budget_and_with_their_kind(words: Callable[..., str]) -> None:
+    """The arm with the lowest loss of those that were trained as long stands first; a bound is beside bounds alone."""
+    text = words()
+    lines = [line for line in text.splitlines() if line.startswith("| ") and ", ar" in line and "exact" in line]
+    assert lines
+    for line in lines:
+        told = line.rsplit("| ", 1)[1].removesuffix(" |")
+        losses = [float(part.split()[1]) for part in told.split(", ")]
+        assert losses == sorted(losses)
+        assert "masked" not in line

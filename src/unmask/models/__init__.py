@@ -131,10 +131,15 @@ def find(name: str | None) -> str:
             if adapters.is_adapter(path):
                 return name
             raise UserError(f"{name} has no config.json, so it is not a model folder; `unmask init` makes one.")
-    elif path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    elif path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1 or _is_ours(path.parent):
         around = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"no model folder {name!r}.{nearest(path.name, around)} `unmask init` makes one.")
     return name
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether models of this machine lie in a folder: `models/x` is then no name on a hub, which is long asked for."""
+    return folder.name in ("models", "output") or folder.is_dir()
 
 
 def load_config(name: str) -> PretrainedConfig:

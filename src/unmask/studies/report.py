@@ -20,7 +20,7 @@ from unmask.studies.claims import Claim, Roles, figure, grade, missing, names, r
 from unmask.studies.cross import BEST, EQUAL, MEANING, TUNED, Critical, Crossing, crossing, fit_critical, paper
 from unmask.studies.fit import Repeats, fit_repeats
 from unmask.studies.page import Block, Bullets, Code, Heading, Picture, Table, Text, markdown, page
-from unmask.studies.results import Estimate, Results, read
+from unmask.studies.results import Cell, Estimate, Results, read
 
 MARKDOWN, PAGE, PLOTS, COSTS = "report.md", "report.html", "plots", "costs.csv"
 PAPER = "[arXiv 2507.15857](https://arxiv.org/abs/2507.15857)"
@@ -188,6 +188,23 @@ def what_was_run(study: Study, settings: dict[str, Any]) -> Iterator[Block]:
         yield Text(f"Ended without a loss that is a number, and left out: {names(results.diverged, 12)}.")
 
 
+def same_budget(results: Results) -> Iterator[Block]:
+    """Arms of one kind that were trained as long, side by side."""
+    groups: dict[tuple[int, float, str], list[Cell]] = {}
+    for unique in results.uniques:
+        for cell in results.cells(results.arms, unique):
+            groups.setdefault((unique, cell.epochs, cell.kind), []).append(cell)
+    rows = []
+    for (unique, epochs, kind), cells in sorted(groups.items()):
+        if len(cells) > 1:
+            order = sorted(cells, key=lambda cell: cell.best.value)
+            told = ", ".join(f"{cell.arm} {below_or(kind, cell.best)}" for cell in order)
+            rows.append([amount(unique), f"{epochs:g}", kind, told])
+    if rows:
+        yield Text("Arms of one kind after the same budget, the lowest first (nats/token at the best checkpoint):")
+        yield Table(["U", "epochs", "loss is", "arms"], rows, words=4)
+
+
 def lowest(study: Study, pictures: set[str]) -> Iterator[Block]:
     results, rows = study.results, []
     yield Heading("Lowest losses")
@@ -205,6 +222,8 @@ def lowest(study: Study, pictures: set[str]) -> Iterator[Block]:
                 rows.append([*start, epochs, below_or(cell.kind, cell.last), cell.best.source.split(":")[0]])
     header = ["U", "arm", "loss is", "nats/token", "bits/byte", "best epoch", "end of that run", "± from"]
     yield Table(header, rows, words=3)
+    yield Text("Budgets differ: an arm that was run for fewer epochs than another had less time to get lower.")
+    yield from same_budget(results)
     alt = "Lowest validation loss of each arm, with intervals, for each number of unique tokens"
     yield from picture(pictures, "arms", alt, f"{alt}. The dotted line is AR's; bounds are open diamonds.")
 
@@ -343,7 +362,10 @@ def costs(path: Path) -> Iterator[Block]:
         rows.append([machine, threads, versions, str(len({line.get("run") for line in some})), f"{wall:.2f}", hours])
     yield Table(["machine", "threads", "versions", "runs", "hours", "CPU hours"], rows, words=3)
     running, used = (math.fsum(float(row[i]) for row in rows) for i in (4, 5))
-    yield Text(f"In all {running:.2f} hours and {used:.2f} CPU hours (hours × threads where they were not measured).")
+    yield Text(
+        f"In all {running:.2f} hours, those of runs side by side added up, and {used:.2f} CPU hours (hours × threads "
+        "where they were not measured)."
+    )
 
 
 def seconds(text: Any) -> float | None:
