@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -320,10 +321,21 @@ class Visitor(User):
         await asyncio.sleep(0.05)
 
 
+@contextlib.contextmanager
+def modules_kept():
+    """NiceGUI 3.18 takes the modules of pages and all above them out of `sys.modules` when a test of it ends: another
+    `unmask` would be made by whoever imports it next, and other tests would patch one and use the other."""
+    before = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "unmask"}
+    try:
+        yield
+    finally:
+        sys.modules.update(before)
+
+
 @contextlib.asynccontextmanager
 async def site(made, keys=(), rate=0):
     """Opens visitors of a page, behind the guard."""
-    with nicegui_reset_globals():
+    with modules_kept(), nicegui_reset_globals():
         app = api.routes(made.engine, made, made.engine.metrics, private=bool(keys))
         page.add(app, made.engine, made, keys)
         guarded = Guard(app, Rules(keys=keys, rate=rate))

@@ -228,7 +228,9 @@ def _from_modelscope(request: Request) -> Path:
         # The client under `modelscope.snapshot_download`, which adds two seconds and torch to the import.
         from modelscope_hub import HubApi, HubConfig
     except ImportError:
-        raise UserError("ModelScope's client is not installed: pip install 'unmask[modelscope]'") from None
+        raise UserError(
+            "ModelScope's client is not installed: pip install modelscope, or 'unmask[modelscope]'"
+        ) from None
 
     config = HubConfig()
     with _one_line(request, config.endpoint or ""):
