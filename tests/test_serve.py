@@ -108,6 +108,7 @@ def test_openais_client_and_a_process(folder):
         client.close()
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_nothing_that_breaks_it(folder, tmp_path):
     """Its check of whether all that fits the schema is taken is left out: two fields may contradict each other."""
     pytest.importorskip("schemathesis")
