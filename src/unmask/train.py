@@ -245,7 +245,7 @@ def go(run: Run) -> int:
         raise
     finally:
         # Training itself does this only where it comes to its end. One of several processes that fails keeps its
-        # handlers: the launcher sends SIGTERM as soon as it misses another, which would end this one before it says why.
+        # handlers: the launcher sends SIGTERM as soon as it misses another, which would end this one before it speaks.
         if run.trainer.interrupt is not None and run.trainer.args.world_size == 1:
             run.trainer.interrupt.restore()
     trackers.finish(run.trainer)
