@@ -46,7 +46,6 @@ NETWORKS = {
 }
 WIDER = {"small": 6.0, "124M": 4.0}  # times the weights: else all answers are alike, and a wrong one is right
 WORDS = {"small": 500, "124M": 126_000}
-NEW = 64
 RULES = ("reference", "threshold", "margin", "klass", "left_to_right", "wino")
 Body = dict[str, Any]
 
@@ -204,7 +203,7 @@ def throughput(model: Path, asked: argparse.Namespace) -> Body:
     """Tokens a second with rows stepped together and one at a time; ratios, round by round."""
     draw = random.Random(0)
     bodies = [
-        {"messages": question(draw, 16, asked.network), "max_tokens": NEW, "eos_stop": False}
+        {"messages": question(draw, asked.words, asked.network), "max_tokens": asked.new_tokens, "eos_stop": False}
         for _ in range(asked.requests)
     ]
 
@@ -233,7 +232,8 @@ def throughput(model: Path, asked: argparse.Namespace) -> Body:
     return {
         "rounds": len(made),
         "requests": len(bodies),
-        "new_tokens": NEW,
+        "prompt_words": asked.words,
+        "new_tokens": asked.new_tokens,
         "tokens_per_second": {
             name: round(statistics.median(one[name]["tokens_per_second"] for one in made), 1) for name in made[0]
         },
@@ -378,6 +378,8 @@ def main() -> int:
     parser.add_argument("part", choices=["equal", "throughput", "load", "soak"])
     parser.add_argument("--network", choices=list(NETWORKS), default="small")
     parser.add_argument("--requests", type=int)
+    parser.add_argument("--words", type=int, default=4, help="of a prompt, for throughput")
+    parser.add_argument("--new_tokens", type=int, default=32, help="of an answer, for throughput")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rate", type=float, default=3.0, help="arrivals a second")
     parser.add_argument("--minutes", type=float, default=30.0)
@@ -394,7 +396,8 @@ def main() -> int:
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     command = " ".join(["python benchmarks/serve.py", *sys.argv[1:]])
     machine = sides.machine("torch", "transformers", "fastapi", "uvicorn")
-    key = f"{asked.part} {asked.network}" + (f" {asked.device}" if asked.device != "cpu" else "")
+    size = f" {asked.new_tokens}" if asked.part == "throughput" else ""
+    key = f"{asked.part} {asked.network}{size}" + (f" {asked.device}" if asked.device != "cpu" else "")
     known[key] = {"command": command, **found, "dtype": asked.dtype, "threads": asked.threads, "machine": machine}
     path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(known[key]))
