@@ -396,7 +396,7 @@ def main() -> int:
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     command = " ".join(["python benchmarks/serve.py", *sys.argv[1:]])
     machine = sides.machine("torch", "transformers", "fastapi", "uvicorn")
-    size = f" {asked.new_tokens}" if asked.part == "throughput" else ""
+    size = {"throughput": f" {asked.new_tokens}", "load": f" {asked.rate:g}"}.get(asked.part, "")
     key = f"{asked.part} {asked.network}{size}" + (f" {asked.device}" if asked.device != "cpu" else "")
     known[key] = {"command": command, **found, "dtype": asked.dtype, "threads": asked.threads, "machine": machine}
     path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
