@@ -7,7 +7,8 @@ Out: results/serve.json, a part for each of
                 the same request gets when nothing else runs
     throughput  8 clients, of whom the server steps 8 rows together or one at a time, side by side, in turn
     load        arrivals at random moments (open loop), mixed lengths and rules: seconds to first text and to the end
-    soak        half an hour at saturation with disconnects, bad requests and slow readers: memory, queue, answers
+    soak        half an hour at saturation with disconnects, bad requests, slow readers and visitors of the page:
+                memory, queue, answers
 
     python benchmarks/serve.py throughput [--network small|124M] [--rounds 5] [--device cuda] [--dtype bfloat16]
 
@@ -304,7 +305,8 @@ def resident(process: int) -> float:
 def soak(model: Path, asked: argparse.Namespace) -> Body:
     """Clients of every kind until the time is up. Answers are compared with those that were given before it began."""
     bodies = mixed(40, asked.network, 48)
-    counts = dict.fromkeys(("answers", "wrong", "hung_up", "full", "bad", "bad_not_4xx", "failed"), 0)
+    kinds = ("answers", "wrong", "hung_up", "full", "bad", "bad_not_4xx", "visits", "failed")
+    counts = dict.fromkeys(kinds, 0)
     memory: list[tuple[float, float]] = []
     waiting: list[float] = []
     queue = 6
@@ -348,6 +350,12 @@ def soak(model: Path, asked: argparse.Namespace) -> Body:
                 while time.monotonic() < end:
                     await one(web, draw, known)
 
+            async def visit() -> None:
+                while time.monotonic() < end:
+                    counts["visits"] += 1
+                    counts["failed"] += (await web.get("/")).status_code != 200
+                    await asyncio.sleep(2)
+
             async def look() -> None:
                 began = time.monotonic()
                 while time.monotonic() < end:
@@ -356,11 +364,11 @@ def soak(model: Path, asked: argparse.Namespace) -> Body:
                     waiting.append(float(text.split("\nunmask_rows_waiting ")[1].split()[0]))
                     await asyncio.sleep(5)
 
-            await asyncio.gather(look(), *(client(number) for number in range(24)))
+            await asyncio.gather(look(), visit(), *(client(number) for number in range(24)))
             state = (await web.get("/health")).json()
             counts["left"] = state["running"] + state["waiting"]
 
-    with server(model, asked, "--max_rows", "8", "--queue", str(queue)) as (address, process):
+    with server(model, asked, "--max_rows", "8", "--queue", str(queue), "--page", "true") as (address, process):
         asyncio.run(all_of(address, process))
     values = [mib for _, mib in memory]
     part = max(1, len(values) // 4)

@@ -29,8 +29,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers already share the cores; threads of torch on top of that make every test slower.
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", RAYON_NUM_THREADS="1")
 else:
-    # Nothing of the user's caches is read or written; the workers inherit this folder, and it goes at the end.
+    # Nothing of the user's caches is read or written; the workers inherit this folder, and it goes at the end. So does
+    # what torchrun (torch 2.13 never removes its torchelastic_*), datasets and killed processes leave in the system's
+    # folder for temporary files; pytest's own stays there, for who wants to look into it.
     os.environ["HF_HOME"] = CACHE = tempfile.mkdtemp(prefix="unmask-tests-")
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="tmp-", dir=CACHE)
 os.environ.pop("BASE_DATASETS_DIR", None)
 os.environ.pop("BASE_MODELS_DIR", None)
 

@@ -1,6 +1,7 @@
 """`unmask serve` as a process: what it says, who it listens to, and how it ends."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -10,10 +11,14 @@ import sys
 
 import httpx
 import pytest
-from serving_made import loaded
+import torch
+import transformers
+from serving_made import loaded, maker, run
 
+from unmask import adapters
 from unmask.__main__ import main
 from unmask.serve import hosts_of
+from unmask.serving import replies, wire
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -163,6 +168,31 @@ def test_a_model_that_writes_left_to_right_is_served_by_the_same_command(causal_
         body = {"text": "a{{3}}b"}
         refused = web.post("/v1/infill", json=body, headers={"authorization": "Bearer k"}).json()["error"]
         assert "left to right" in refused["message"]
+
+
+def test_an_adapter_answers_on_its_base(folder, tmp_path, byte_tokenizer):
+    """As the same model does in this process, which wore the adapter when it was saved; not as its base."""
+    some = loaded(byte_tokenizer)
+    some.model.load_state_dict(transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict())
+    asked = wire.ChatRequest(messages=HI, max_tokens=24)
+
+    def answer(model):
+        one = maker(dataclasses.replace(some, model=model.eval()))
+        job = one.chat(asked)
+        run(one, job)
+        return replies.text_of_choice(one, job.choices[0])
+
+    base = answer(some.model)
+    worn = adapters.attach(some.model, adapters.LoraArguments(r=4), base=str(folder))
+    torch.manual_seed(0)
+    for parameter in worn.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.3 * torch.randn_like(parameter))
+    worn.save_pretrained(tmp_path / "adapter")
+    with served(tmp_path / "adapter", "--measure_presets", "false", "--block_size", "16") as (_, _, web):
+        body = {"messages": HI, "max_tokens": 24, "model": "adapter"}
+        found = web.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    assert found == answer(worn) != base
 
 
 @pytest.mark.parametrize(
