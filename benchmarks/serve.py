@@ -13,7 +13,7 @@ Out: results/serve.json, a part for each of
     python benchmarks/serve.py throughput [--network small|124M] [--rounds 5] [--device cuda] [--dtype bfloat16]
 
 `small` is deep and narrow, so that a step of one row is mostly the network's calls and not its arithmetic: there is
-room to gain. `124M` is the tutorial's, most of whose time is arithmetic, row by row: on two cores there is little.
+room to gain. `124M` is the tutorial's, most of whose time is arithmetic, row by row: there is less.
 """
 
 from __future__ import annotations

@@ -85,6 +85,7 @@ def options_of(argv: list[str]) -> type[ChatOptions]:
         for field in dataclasses.fields(ChatOptions)
         if field.name in ("rule", "cache") and field.name in settings
     ]
+    fields.append(("steps", int | None, option(None, "Denoising steps of an answer; one a token if left out.")))
     made = dataclasses.make_dataclass("ServeOptions", fields, bases=(ChatOptions,))
     made.__doc__ = ChatOptions.__doc__
     return made
