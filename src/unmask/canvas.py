@@ -220,6 +220,8 @@ class Row:
         if self.reading.stops:
             place = self.end(self.reading.stops)
             if place is not None and not bool(self.open[:place].any()):
+                # a stop string before the end may have become whole at this very step
+                self.cut = self.stopped(self.ids[self.start : place].tolist()) if self.stopped else None
                 return self._fill_with(int(self.ids[place]))
         if self.stopped:
             opened = self.open[self.start :]

@@ -39,7 +39,7 @@ def parse_constraints(text: str | None) -> dict[int, str]:
     return found
 
 
-GAP = re.compile(r"(\\*)\{\{(\d+)\}\}")
+GAP = re.compile(r"(?<!\\)(\\*)\{\{(\d+)\}\}")  # looks back, or a row of n backslashes would be read n²/2 times
 
 
 def parse_gaps(text: str) -> list[str | int]:

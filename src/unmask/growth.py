@@ -53,7 +53,8 @@ class Settings:
 class Growth:
     """How a row grows: its settings, how many places it may still get, and whether its first length is found.
 
-    steps, block_size: of the row's plan, as they were asked for. seen: what was read at the last step.
+    steps, block_size: of the row's plan, as they were asked for. seen: what was read at the last step. tried: places
+    that were added so far in search of the first length.
     """
 
     settings: Settings
@@ -62,6 +63,7 @@ class Growth:
     block_size: int | None = None
     sized: bool = False
     seen: Seen | None = None
+    tried: int = 0
 
 
 def shorten(row: Row, settings: Settings, steps: int | None = None, block_size: int | None = None) -> None:
@@ -82,31 +84,41 @@ def shorten(row: Row, settings: Settings, steps: int | None = None, block_size: 
     row.cut_to(len(row.ids) - left)
 
 
-@torch.no_grad()
 def before(predict: Predict, row: Row) -> None:
     """Let a row grow before a step: to its first length, a pass for each `grow_by` places; then where it is needed."""
-    growth = row.growth
-    if growth is None:
+    if row.growth is None:
         return
-    if growth.sized:
+    if row.growth.sized:
         return make_room(row)
-    growth.sized = True
+    while not size(predict, row):
+        pass
+
+
+@torch.no_grad()
+def size(predict: Predict, row: Row) -> bool:
+    """One pass of the search for a row's first length; whether it is found, after which the row has it and its plan.
+
+    For those who step many rows, and let no row wait for another's search.
+    """
+    growth = row.growth
     # read as the official code does, greedily and without guidance; a copy, so that the row's own reading stays
     probe = copy.copy(row)
     probe.reading = dataclasses.replace(row.reading, temperature=0.0, cfg_scale=0.0, top_k=None, top_p=None)
-    ids, most = row.ids, len(row.ids) + growth.left
-    while len(ids) < most:
+    if growth.tried < growth.left:
+        ids = torch.cat([row.ids, row.ids.new_full((growth.tried,), row.mask_id)])
         places = last(row, len(ids))
         seen = look(predict, Pass([View(probe, ids, places, places)]))[probe]
-        if expected_end(row, seen, ids) >= growth.settings.end_expected:
-            break
-        more = min(growth.settings.grow_by, most - len(ids))
-        ids = torch.cat([ids, ids.new_full((more,), row.mask_id)])
-    row.passes, row.computed = probe.passes, probe.computed
-    if more := len(ids) - len(row.ids):
+        row.passes, row.computed = probe.passes, probe.computed
+        if expected_end(row, seen, ids) < growth.settings.end_expected:
+            growth.tried += min(growth.settings.grow_by, growth.left - growth.tried)
+            if growth.tried < growth.left:
+                return False
+    growth.sized = True
+    if more := growth.tried:
         growth.left -= more
         row.grow(len(row.ids) - 1, more)
         row.plan(growth.steps, growth.block_size)
+    return True
 
 
 def wider(view: View) -> View:

@@ -25,6 +25,11 @@ Key = tuple[Row, bool]
 """A row, or its half of guidance that does not see what is given."""
 
 
+def aligned(length: int) -> int:
+    """The places that a store has for a row of so many."""
+    return -(-length // ALIGN) * ALIGN
+
+
 class Memory(TransformersCache):
     """What rows remember. It lives as long as they do; a row that is finished is forgotten."""
 
@@ -92,7 +97,7 @@ class Memory(TransformersCache):
             assert view.positions is not None
             whole[i, : of[i]] = view.positions
         lengths = [view.row.cache.reach(view.row) or len(view.row.ids) for view in one.views]
-        kept = -(-max(lengths) // ALIGN) * ALIGN
+        kept = aligned(max(lengths))
         self.plan = Plan(slots, len(self.slots), rows, columns, whole[rows, columns], kept, kept)
         return torch.arange(kept) < torch.tensor(lengths)[:, None]
 
@@ -127,6 +132,19 @@ class Memory(TransformersCache):
                 for layer in self.layers:
                     layer.move(self.slots[last], slot)
                 self.slots[last] = slot
+        if not self.slots:
+            self.layers.clear()
+
+    @property
+    def longest(self) -> int:
+        """Places of the longest row that has a slot, as a store has them."""
+        return aligned(max((len(row.ids) for row, _ in self.slots), default=0))
+
+    @property
+    def bytes(self) -> int:
+        """Of all keys and values."""
+        stores = [values for layer in list(self.layers) for values in (layer.keys, layer.values) if values is not None]
+        return sum(values.nbytes for values in stores)
 
 
 @dataclasses.dataclass
@@ -160,20 +178,19 @@ class Store(CacheLayerMixin):
         self.memory = memory
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Room for what the plan needs; what stands there stays."""
+        """Room for what the rows of now need; what stands there of them stays."""
         plan = self.memory.plan
         old: tuple[Any, Any] = (self.keys, self.values)
-        count, length = plan.count, plan.length
-        if old[0] is not None:
-            if count <= old[0].shape[0] and length <= old[0].shape[2]:
-                return
-            count, length = max(count, old[0].shape[0]), max(length, old[0].shape[2])
+        count, length = plan.count, max(plan.length, self.memory.longest)
+        if old[0] is not None and count <= old[0].shape[0] and plan.length <= old[0].shape[2]:
+            return
         heads = key_states.shape[1]
         self.keys = key_states.new_zeros(count, heads, length, key_states.shape[-1])
         self.values = value_states.new_zeros(count, heads, length, value_states.shape[-1])
         for new, before in zip((self.keys, self.values), old, strict=True):
             if before is not None:
-                new[: before.shape[0], :, : before.shape[2]] = before
+                slots, places = min(count, before.shape[0]), min(length, before.shape[2])
+                new[:slots, :, :places] = before[:slots, :, :places]
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

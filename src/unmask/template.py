@@ -140,7 +140,9 @@ class Template:
         if opened and (not messages or messages[-1]["role"] == "assistant"):
             raise UserError("there is nothing to answer: the conversation has no message, or ends with an answer.")
         whole = "".join([*texts, self.source])
-        mark = next(chr(code) for code in MARKS if chr(code) not in whole)
+        mark = next((chr(code) for code in MARKS if chr(code) not in whole), "")
+        if not mark:
+            raise UserError("the conversation has all private-use characters from U+10FF01 on; leave one of them out.")
         texts = [self._literal.sub(lambda found: found[1] + mark, text) for text in texts]
         said = [{"role": m["role"], "content": text} for m, text in zip(messages, texts, strict=True)]
         ends = [i for i, message in enumerate(said) if message["role"] == "assistant"]

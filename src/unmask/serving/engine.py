@@ -20,16 +20,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from unmask import decoding, report
+from unmask import decoding, growth, report
 from unmask.answer import Writer, left_to_right
 from unmask.config import UserError
 from unmask.memory import Memory
 from unmask.serving.jobs import Choice, Job, Reason
 from unmask.serving.metrics import Metrics
+from unmask.signals import NotNumbers
 
 if TYPE_CHECKING:
     from unmask.canvas import Row
     from unmask.models import Loaded
+
+
+FAILURES = (*(UserError, NotNumbers, RuntimeError, MemoryError, ArithmeticError, LookupError, TypeError, ValueError),)
+"""What a row may do wrong without the engine being broken."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ class Engine:
         if not self.running:
             return
         began = time.monotonic()
-        written = self._step(self.running)
+        written = sum(map(self._step, self._groups()))
         for choice in self.running:
             if choice.reason is None:
                 self._tell(choice)
@@ -192,11 +197,37 @@ class Engine:
         return (
             len(some) <= self.room.rows
             and sum(c.places for c in some) <= self.room.places
-            and sum(c.cache_bytes for c in some) <= self.room.cache_bytes
+            and self._cache_bytes(some) <= self.room.cache_bytes
         )
+
+    def _cache_bytes(self, some: Sequence[Choice]) -> int:
+        """What the keys and values of some rows take at most: in one store, each has as much room as the longest."""
+        if self.loaded.causal:
+            return sum(c.cache_bytes for c in some)
+        keep = [c for c in some if c.cache_bytes]
+        return sum(c.views for c in keep) * max((c.cache_bytes // c.views for c in keep), default=0)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What keys and values take now."""
+        return self._cache_bytes(list(self.running)) if self.loaded.causal else self.memory.bytes
 
     # -----------------------------------------------------------------------------------------------------------------
     # Steps
+
+    def _groups(self) -> list[list[Choice]]:
+        """Rows that share a step: padded to the longest, they have no more places than the room. Causal: each alone."""
+        if self.loaded.causal:
+            return [[choice] for choice in self.running]
+        groups: list[list[Choice]] = []
+        views = 0
+        for choice in sorted(self.running, key=lambda choice: len(choice.row.ids)):
+            views += choice.views
+            if not groups or views * len(choice.row.ids) > self.room.places:
+                groups.append([])
+                views = choice.views
+            groups[-1].append(choice)
+        return groups
 
     def _step(self, some: Sequence[Choice]) -> int:
         """Step some rows together; where that fails, in halves, so that only those that fail alone are given up.
@@ -206,12 +237,13 @@ class Engine:
         try:
             if self.loaded.causal:
                 for choice in some:
-                    if choice.reason is None:
-                        next(choice.steps or iter(()), None)
+                    next(choice.steps or iter(()), None)
                 return len(some)
-            changes = decoding.step(self.writer.predict, [choice.row for choice in some], self.memory)
-            return sum(len(change.places) for change in changes)
-        except (UserError, RuntimeError, MemoryError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            predict = self.writer.predict
+            # a search for a length may take hundreds of passes, so it has one a tick
+            sized = [c.row for c in some if not c.row.growth or c.row.growth.sized or growth.size(predict, c.row)]
+            return sum(len(change.places) for change in decoding.step(predict, sized, self.memory))
+        except FAILURES as error:
             if torch.cuda.is_available() and isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
             alive = [choice for choice in some if choice.reason is None]

@@ -32,8 +32,9 @@ class Choice:
     """One answer.
 
     Attributes:
-        index: which of its job's. places: of the canvas, both halves of guidance counted. cache_bytes: what its keys
-            and values take at most. recorder: notes every step, where the client wants to see them.
+        index: which of its job's. views: 2 with guidance, which reads a row twice, else 1. length: places of the canvas
+            when it has grown as far as it may. cache_bytes: what the keys and values of its views take at most.
+        recorder: notes every step, where the client wants to see them.
         steps: of a model that writes left to right, the row after each token.
         ready: ids of the answer that are sure to stay. reason: why it is done; None until then.
     """
@@ -48,8 +49,16 @@ class Choice:
     job: Job = field(init=False)
 
     @property
+    def views(self) -> int:
+        return 2 if self.row.reading.cfg_scale else 1
+
+    @property
+    def length(self) -> int:
+        return len(self.row.ids) + (self.row.growth.left if self.row.growth else 0)
+
+    @property
     def places(self) -> int:
-        return len(self.row.ids) * (2 if self.row.reading.cfg_scale else 1)
+        return self.length * self.views
 
     def publish(self) -> None:
         """Leave a snapshot of the row; by the engine, after it wrote to it."""

@@ -25,7 +25,7 @@ class Metrics:
         self.running = Gauge("rows_running", "Rows that are stepped.", **how)
         self.waiting = Gauge("rows_waiting", "Rows that wait for room.", **how)
         self.places = Gauge("canvas_places", "Places of the canvases that are stepped.", **how)
-        self.cache = Gauge("cache_bytes", "Bytes set aside for keys and values of those rows.", **how)
+        self.cache = Gauge("cache_bytes", "Bytes that hold keys and values.", **how)
         self.steps = Histogram("step_seconds", "Seconds of a step of all rows.", buckets=SECONDS, **how)
         self.together = Histogram("step_rows", "Rows of a step.", buckets=(1, 2, 4, 8, 16, 32, 64, 128), **how)
         self.written = Counter("tokens_written", "Tokens written, ends and all that follows them included.", **how)
@@ -42,7 +42,7 @@ class Metrics:
         self.running.set_function(lambda: len(engine.running))
         self.waiting.set_function(lambda: len(engine.waiting))
         self.places.set_function(lambda: sum(choice.places for choice in list(engine.running)))
-        self.cache.set_function(lambda: sum(choice.cache_bytes for choice in list(engine.running)))
+        self.cache.set_function(lambda: engine.kept_bytes)
 
     def stepped(self, seconds: float, rows: int, written: int) -> None:
         self.steps.observe(seconds)

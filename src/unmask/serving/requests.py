@@ -25,6 +25,7 @@ from unmask.canvas import Canvas, Row
 from unmask.config import UserError
 from unmask.conversation import NEW_TOKENS
 from unmask.gaps import parse_gaps
+from unmask.memory import aligned
 from unmask.options import Options
 from unmask.reader import encode
 from unmask.replay import Recorder
@@ -56,7 +57,8 @@ class Limits:
     Attributes:
         new: tokens of an answer, and of all gaps. prompt: tokens of a prompt; None: what the model holds. choices:
             answers of a request, over all prompts. stops: stop strings; stop_length: letters of one. steps: denoising
-            steps. seconds: until it is cut short.
+            steps. messages: of a conversation; each answer among them costs a rendering of all that is before it.
+            seconds: until it is cut short.
     """
 
     new: int = 4096
@@ -65,6 +67,7 @@ class Limits:
     stops: int = 8
     stop_length: int = 200
     steps: int = 4096
+    messages: int = 256
     seconds: float = 600.0
 
 
@@ -124,6 +127,9 @@ class Maker:
             raise Refused(
                 400, "max_tokens and max_completion_tokens are two names of the same; give one.", "max_tokens"
             )
+        if len(body.messages) > self.limits.messages:
+            words = f"there are {len(body.messages)} messages; at most {self.limits.messages} are taken."
+            raise Refused(400, words, "messages")
         messages: list[Any] = []
         for message in body.messages:
             parts = message.content
@@ -251,7 +257,9 @@ class Maker:
         if logprobs:
             row.reading = dataclasses.replace(row.reading, alternatives=logprobs)
         choice = Choice(row, index)
-        choice.cache_bytes = choice.places * self.place_bytes if keeps else 0
+        if keeps:
+            length = choice.length if self.causal else aligned(choice.length)
+            choice.cache_bytes = choice.views * length * self.place_bytes
         if not self.engine.fits(choice):
             room = self.engine.room
             raise Refused(
