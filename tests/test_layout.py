@@ -202,11 +202,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "serving/guard": set(),
     "serving/metrics": {"serving"},
     "serving/jobs": {"canvas", "generation", "replay", "screen"},
-    "serving/engine": {"config", "report", "answer", "canvas", "decoding", "memory", "models", "serving"},
+    "serving/engine": {
+        *("config", "report", "answer", "canvas", "decoding", "growth", "memory", "models", "signals", "serving"),
+    },
     "serving/presets": {"report", "canvas", "decoding", "measure"},
     "serving/requests": {
         *("config", "answer", "caches", "canvas", "conversation", "decoding", "gaps", "models", "options", "reader"),
-        *("replay", "template", "serving"),
+        *("memory", "replay", "template", "serving"),
     },
     "serving/replies": {"sample", "replay_text", "screen", "serving"},
     "serving/api": {"serving"},
