@@ -200,6 +200,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # serving: many requests on one model
     "serving/wire": set(),
     "serving/guard": set(),
+    "serving/connections": set(),
     "serving/metrics": {"serving"},
     "serving/jobs": {"canvas", "generation", "replay", "screen"},
     "serving/engine": {

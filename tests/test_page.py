@@ -449,6 +449,45 @@ def test_an_answer_goes_on_through_a_reload_and_ends_with_the_tab(masked):
     on_the_page(masked, do)
 
 
+def test_what_is_stopped_before_it_is_begun_is_never_begun(masked):
+    """Somebody else's long prompt is being made into tokens."""
+
+    async def do(visit, made):
+        visitor = await visit()
+        with made.turn:
+            await asked(visitor, "hi", wait=False)
+            await visitor.says(lambda: "Stop" in visitor.texts())
+            await visitor.click("Stop")
+        await visitor.says(lambda: "Stop" not in visitor.texts())
+        [turn] = sessions()[0].turns
+        assert (turn.answer.end["reason"], turn.answer.steps) == ("cancelled", [])
+        assert not made.engine.jobs
+
+    on_the_page(masked, do)
+
+
+def test_a_comparison_whose_tab_went_away_can_be_made_anew(masked):
+    async def do(visit, made):
+        visitor = await visit()
+        visitor.field("Tokens at most").set_value(200)
+        visitor.all(ui.tabs)[0].set_value("compare")
+        await visitor.click("Compare")
+        await visitor.says(lambda: visitor.all(Canvas) and visitor.all(Canvas)[0].answer.steps)
+        visitor.client.delete()
+        await visitor.says(lambda: not made.engine.jobs)
+        await visitor.open("/?lang=en")
+        await visitor.says(lambda: visitor.all(ui.button))
+        [session] = sessions()
+        panel = session.view.panels["compare"]
+        await visitor.says(lambda: not panel.busy())
+        assert len(session.compared) == len(session.labels) == 1
+        visitor.field("Tokens at most").set_value(8)
+        await panel.press()
+        await visitor.says(lambda: len([one for one in session.compared if one.end]) == 2)
+
+    on_the_page(masked, do)
+
+
 def test_tabs_do_not_mix(masked):
     async def do(visit, made):
         visitors = [await visit() for _ in range(4)]

@@ -92,6 +92,10 @@ def insertions(old: Standing, row: Row) -> list[list[int]]:
     was = list(zip(*(t.tolist() for t in (old.free, old.open, old.ids, old.written_at)), strict=True))
     now = list(zip(*(t.tolist() for t in (row.free, row.open, row.ids, row.written_at)), strict=True))
 
+    # What stood at the beginning stands there still: the search below takes old times new places.
+    same = next((i for i, (old_one, new_one) in enumerate(zip(was, now, strict=False)) if old_one != new_one), count)
+    was, now, count = was[same:], now[same:], count - same
+
     def is_new(place: int) -> bool:
         free, is_open, _, at = now[place]
         return free and (is_open or at > old.step or at == 0)
@@ -119,7 +123,7 @@ def insertions(old: Standing, row: Row) -> list[list[int]]:
     while new:
         if is_new(new + before - 1) and best[new][before] == best[new - 1][before]:
             new -= 1
-            places.append(new + before)
+            places.append(same + new + before)
         else:
             before -= 1
     runs = itertools.groupby(enumerate(reversed(places)), key=lambda pair: pair[1] - pair[0])

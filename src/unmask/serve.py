@@ -138,9 +138,11 @@ def serve(app: Any, engine: Engine, found: socket.socket, drain: float, proxies:
     """Answer until a signal; then finish what has begun, within `drain` seconds or until a second one."""
     import uvicorn
 
+    from unmask.serving.connections import Protocol
+
     config = uvicorn.Config(
         app,
-        http="h11",  # which limits how long headers may be
+        http=Protocol,  # h11, which limits how long headers may be
         h11_max_incomplete_event_size=64 << 10,
         log_level="warning",
         access_log=False,

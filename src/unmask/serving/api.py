@@ -79,7 +79,7 @@ def unreadable(error: RequestValidationError) -> Refused:
         return Refused(400, "the body must be a JSON object.", None, "invalid_json")
     if first["type"] == "json_invalid":
         return Refused(400, f"the body is not JSON (at character {field}).", None, "invalid_json")
-    return Refused(400, f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}.", field)
+    return Refused(400, f"{field or 'the body'}: {first['msg'][:1].lower()}{first['msg'][1:]}.", field)
 
 
 def routes(engine: Engine, maker: Maker, metrics: Metrics, *, private: bool = False, lifespan: Any = None) -> FastAPI:
@@ -146,7 +146,8 @@ def routes(engine: Engine, maker: Maker, metrics: Metrics, *, private: bool = Fa
         if any(choice.reason == "error" for choice in job.choices):
             raise Refused(500, replies.failure()["error"]["message"])
         found = replies.whole(maker, job, kind)
-        return JSONResponse(found.model_dump(), headers={"x-request-id": job.id})
+        # with log-probabilities it is megabytes, which are not written while all others wait
+        return await run_in_threadpool(lambda: JSONResponse(found.model_dump(), headers={"x-request-id": job.id}))
 
     @app.post("/v1/chat/completions", response_model=wire.ChatAnswer, tags=["OpenAI"])
     async def chat_completions(body: wire.ChatRequest, request: Request) -> Any:

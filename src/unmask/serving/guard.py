@@ -98,9 +98,12 @@ class Guard:
                     {"www-authenticate": "Bearer"},
                 )
             scope["unmask.key"] = number
-        if self.item and private and scope["type"] == "http" and scope.get("method") == "POST":
+        asks = (private and scope.get("method") == "POST") or (scope.get("method"), path) == ("GET", "/")
+        if self.item and asks:
             client = scope.get("client") or ("", 0)
             who = str(client[0]) if scope["unmask.key"] is None else f"key {scope['unmask.key']}"
+            if path == "/":
+                who = f"visits of {who}"  # each makes a page; they take nothing of what may be asked
             after = self.too_many(who)
             if after:
                 words = f"more than {self.rules.rate} requests in a minute; try again in {after} s."

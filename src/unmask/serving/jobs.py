@@ -35,6 +35,8 @@ class Choice:
         index: which of its job's. views: 2 with guidance, which reads a row twice, else 1. length: places of the canvas
             when it has grown as far as it may. cache_bytes: what the keys and values of its views take at most.
         recorder: notes every step, where the client wants to see them.
+        gaps: first place and place after the last of each gap, where there are some. logprobs: how many alternatives to
+            each token are told; None: no log-probabilities.
         steps: of a model that writes left to right, the row after each token.
         ready: ids of the answer that are sure to stay. reason: why it is done; None until then.
     """
@@ -43,6 +45,8 @@ class Choice:
     index: int
     cache_bytes: int = 0
     recorder: Recorder | None = None
+    gaps: tuple[tuple[int, int], ...] = ()
+    logprobs: int | None = None
     steps: Iterator[Row] | None = None
     ready: list[int] = field(default_factory=list)
     reason: Reason | None = None

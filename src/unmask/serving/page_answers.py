@@ -199,6 +199,8 @@ class Desk:
 
     async def follow(self, answer: Answer, job: Job) -> None:
         """Submit a job and tell of it until it is done."""
+        if not answer.running:  # stopped while the job was made
+            return
         watch = replies.News()
         job.wake = watch.wake
         [choice] = job.choices
@@ -249,6 +251,8 @@ class Desk:
         for answer in answers:
             if answer and answer.job and not answer.job.finished:
                 self.engine.cancel(answer.job)
+            elif answer and answer.running and not answer.job:  # not asked yet, or its job is still being made
+                answer.tell({"end": {"reason": "cancelled", "tokens": 0, "passes": 0, "seconds": 0.0}})
 
 
 @dataclass

@@ -86,7 +86,7 @@ export default {
       this.$refs.bar.hidden = !last;
       if (this.follows || this.shown < 0) this.show(last);
       else this.tell();
-      if (news.end) this.$refs.live.textContent = this.say.done.replace("{text}", this.read());
+      if (news.end) this.$refs.live.textContent = this.say.done.replace("{text}", () => this.read());
     },
 
     // -------------------------------------------------------------------------------------------------------------

@@ -53,6 +53,9 @@ class Compare(Panel):
 
     def fill(self) -> None:
         self.result.clear()
+        # one that was never begun: the tab was away when it was its turn
+        self.session.compared = [one for one in self.session.compared if one.running or one.job]
+        self.session.labels = self.session.labels[: len(self.session.compared)]
         self.shown: list[Canvas] = []
         if not self.session.compared:
             return
@@ -131,8 +134,7 @@ class Compare(Panel):
         if answer.trouble:
             self.say(self.view.trouble(answer))
         if stopped:
-            self.session.compared = [one for one in compared if one.end]
-            self.session.labels = self.session.labels[: len(self.session.compared)]
+            self.session.compared = [one for one in compared if one.end and one.job]
             self.fill()
         elif answer is compared[0] and len(compared) == 2:
             self.one(1)

@@ -190,7 +190,7 @@ class View:
         return changed
 
     def choose(self, name: str, values: tuple[str, ...], default: str) -> ui.select:
-        given = str(self.maker.given.get(name, default))
+        given = str(self.maker.named(self.maker.given).get(name, default))
         options = {"": self.words("servers", value=given)} | {value: value for value in values}
         chosen = self.session.settings.get(name) or ""
         made = ui.select(options, label=self.words(name), value=chosen, on_change=self.keep(name))

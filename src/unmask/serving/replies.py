@@ -9,13 +9,13 @@ two, nothing that may be the beginning of a stop string.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
-from unmask import sample
 from unmask.replay_text import Spelling
 from unmask.screen import BROKEN, before_any, text_of
 from unmask.serving import wire
@@ -83,9 +83,22 @@ def answer_text(maker: Maker, choice: Choice) -> str:
 
 def filled(maker: Maker, choice: Choice) -> tuple[str, list[str]]:
     """A text whose gaps are filled, and what was filled in."""
-    stops = {i for ids in maker.engine.writer.ends.values() for i in ids}
-    answer = sample.finished(maker.loaded_decoder, choice.row, "", stops)
-    return "".join(answer.pieces), answer.pieces[1::2]
+    ids, last = choice.row.ids.tolist(), last_of(maker, choice)
+    whole, gaps = text_of(maker.decoder, ids[:last]), []
+    for start, stop in (sorted(min(place, last) for place in span) for span in choice.gaps):
+        # as it reads after what stands before it: some tokenizers drop the space of a text that begins with one
+        before, text = text_of(maker.decoder, ids[:start]), text_of(maker.decoder, ids[:stop])
+        gaps.append(text[len(before) :] if text.startswith(before) else text_of(maker.decoder, ids[start:stop]))
+    return whole, gaps
+
+
+def last_of(maker: Maker, choice: Choice) -> int:
+    """Where a text with gaps ends: at its end, or where the model ended a gap at its end."""
+    ids = choice.row.ids.tolist()
+    if not choice.gaps or choice.gaps[-1][1] < len(ids):
+        return len(ids)
+    ends = {i for some in maker.engine.writer.ends.values() for i in some}
+    return next((place for place in range(choice.gaps[-1][0], len(ids)) if ids[place] in ends), len(ids))
 
 
 def text_of_choice(maker: Maker, choice: Choice) -> str:
@@ -98,8 +111,8 @@ def text_of_choice(maker: Maker, choice: Choice) -> str:
 def logprobs(maker: Maker, choice: Choice, chat: bool) -> dict[str, Any] | None:
     """Log-probabilities of an answer's tokens at the step that wrote them; they do not add up to a likelihood."""
     row = choice.row
-    most = row.reading.alternatives
-    if not most:
+    most = choice.logprobs
+    if most is None:
         return None
     ids = ids_of(maker, choice)
     spelling = Spelling(maker.decoder)
@@ -132,7 +145,8 @@ def usage(maker: Maker, job: Job) -> wire.Usage:
     if job.kind == "answer":
         written = sum(len(ids_of(maker, choice)) for choice in job.choices)
     else:
-        written = sum(int((choice.row.free & ~choice.row.open).sum()) for choice in job.choices)
+        rows = [(choice.row, last_of(maker, choice)) for choice in job.choices]
+        written = sum(int((row.free & ~row.open)[:last].sum()) for row, last in rows)
     passes = job.passes
     return wire.Usage(
         prompt_tokens=job.prompt,
@@ -173,12 +187,28 @@ def whole(maker: Maker, job: Job, kind: str) -> wire.ChatAnswer | wire.Completio
 OBJECTS = {"chat": "chat.completion.chunk", "completion": "text_completion", "infill": "infill.chunk"}
 
 
+LINES = str.maketrans({letter: f"\\u{ord(letter):04x}" for letter in "\x85\u2028\u2029"})
+"""What some clients take for the end of a line, and the standard of server-sent events does not."""
+
+
 def event(body: Any) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
+    text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return b"data: " + text.translate(LINES).encode() + b"\n\n"
 
 
 async def stream(maker: Maker, job: Job, watch: News, kind: str, *, with_usage: bool) -> AsyncIterator[bytes]:
-    """A job's answers as they become certain."""
+    """A job's answers as they become certain, and a comment where nothing was sent for long."""
+    last = time.monotonic()
+    async with contextlib.aclosing(events(maker, job, watch, kind, with_usage=with_usage)) as found:
+        async for one in found:
+            now = time.monotonic()
+            if one or now - last >= PING:
+                last = now
+                yield one or b": still here\n\n"
+
+
+async def events(maker: Maker, job: Job, watch: News, kind: str, *, with_usage: bool) -> AsyncGenerator[bytes]:
+    """The events of a stream; an empty one whenever there was nothing to tell."""
     base: dict[str, Any] = {"id": job.id, "object": OBJECTS[kind], "created": int(job.created), "model": maker.name}
     if with_usage:
         base["usage"] = None
@@ -231,11 +261,8 @@ async def stream(maker: Maker, job: Job, watch: News, kind: str, *, with_usage: 
                 await asyncio.sleep(FRAME)
         if len(told) == len(job.choices):
             break
-        quiet = time.monotonic()
-        while not await watch.wait(PING):
-            if time.monotonic() - quiet >= PING:
-                yield b": still here\n\n"
-                quiet = time.monotonic()
+        await watch.wait(PING / 4)
+        yield b""
     if with_usage:
         yield event({**base, "choices": [], "usage": usage(maker, job).model_dump()})
     yield b"data: [DONE]\n\n"

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from unmask import caches, decoding
@@ -37,6 +38,9 @@ from unmask.template import Template
 
 RULES = tuple(sorted(m.name for m in pkgutil.iter_modules(decoding.__path__)))
 CACHES = tuple(sorted(m.name for m in pkgutil.iter_modules(caches.__path__)))
+Places = list[int | None]
+Spans = tuple[tuple[int, int], ...]
+LOGPROBS = 1 << 16  # of a request: they are megabytes, and spelt while all others wait
 OURS = frozenset(field.name for field in dataclasses.fields(Options))
 
 
@@ -141,7 +145,7 @@ class Maker:
                 prompt = self.template.prompt(messages)
             except UserError as error:
                 raise Refused(400, str(error), "messages") from None
-        logprobs = body.top_logprobs or 1 if body.logprobs else 0
+        logprobs = body.top_logprobs or 0 if body.logprobs else None
         if body.top_logprobs is not None and not body.logprobs:
             raise Refused(400, "top_logprobs needs logprobs: true.", "top_logprobs")
         new = body.max_completion_tokens or body.max_tokens
@@ -157,16 +161,16 @@ class Maker:
         if not body.suffix:
             if self.causal and not all(prompts):
                 raise Refused(400, "prompt is empty, and a model that writes left to right needs a token.", "prompt")
-            return self.answers(
-                body, prompts, body.max_tokens, "cmpl", 0 if body.logprobs is None else max(1, body.logprobs)
-            )
+            return self.answers(body, prompts, body.max_tokens, "cmpl", body.logprobs)
         if body.logprobs is not None:
             raise Refused(400, "logprobs are not told of gaps; leave it out, or suffix.", "logprobs")
         if body.stop:
             raise Refused(400, "stop has no meaning with a suffix: the gap is max_tokens long; leave it out.", "stop")
         suffix = self.encode(body.suffix, "suffix")
-        gap = [None] * self.length(body.max_tokens, 0)
-        return self.gaps(body, [[*prompt, *gap, *suffix] for prompt in prompts], "cmpl", "suffix")
+        length = self.length(body.max_tokens, 0)
+        gap: Places = [None] * length
+        rows = [([*prompt, *gap, *suffix], ((len(prompt), len(prompt) + length),)) for prompt in prompts]
+        return self.gaps(body, rows, "cmpl", "suffix")
 
     def infill(self, body: wire.InfillRequest) -> Job:
         """A text's gaps."""
@@ -184,19 +188,22 @@ class Maker:
         if not total:
             raise Refused(400, 'there is no gap; write {{8}} in text, or {"gap": 8} in parts.', name)
         self.length(total, 0, name)
-        row: list[int | None] = []
+        row: Places = []
+        spans: list[tuple[int, int]] = []
         for piece in pieces:
+            if isinstance(piece, int):
+                spans.append((len(row), len(row) + piece))
             row += [None] * piece if isinstance(piece, int) else self.encode(piece, name)
-        return self.gaps(body, [row], "infill", name)
+        return self.gaps(body, [(row, tuple(spans))], "infill", name)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Rows
 
     def answers(
-        self, body: wire.Generating, prompts: Sequence[list[int]], new: int | None, kind: str, logprobs: int
+        self, body: wire.Generating, prompts: Sequence[list[int]], new: int | None, kind: str, logprobs: int | None
     ) -> Job:
         """A job of rows that go on from prompts."""
-        if logprobs and body.stream:
+        if logprobs is not None and body.stream:
             raise Refused(400, "logprobs are told with whole answers; leave out logprobs, or stream.", "logprobs")
         stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
         if len(stops) > self.limits.stops:
@@ -211,26 +218,35 @@ class Maker:
         for prompt in prompts:
             self.check_prompt(len(prompt))
             length = self.length(new, len(prompt))
+            if logprobs is not None and n * len(prompts) * length * max(1, logprobs) > LOGPROBS:
+                words = f"answers × tokens × alternatives are more than {LOGPROBS:,} log-probabilities; ask for fewer."
+                raise Refused(400, words, "logprobs")
             for number in range(n):
                 row = self.checked(lambda p=prompt, m=length, k=number: self.row(p, m, settings, k))  # type: ignore[misc]
                 choices.append(self.choice(row, len(choices), body, settings, logprobs))
         return self.job(kind, "answer", choices, sum(map(len, prompts)), body)
 
     def row(self, prompt: list[int], new: int, settings: dict[str, Any], number: int) -> Row:
-        if settings.get("steps"):
-            settings = settings | {"steps": min(settings["steps"], new)}
-        return self.engine.writer.begin(prompt, new, settings, number)
+        return self.engine.writer.begin(prompt, new, self.with_steps(settings, new), number)
 
-    def gaps(self, body: wire.Asked, texts: Sequence[list[int | None]], kind: str, name: str) -> Job:
-        """A job of rows in which gaps are filled."""
+    def with_steps(self, settings: dict[str, Any], new: int) -> dict[str, Any]:
+        """No more steps than tokens; and, where nobody names them, no more than may be named."""
+        steps = settings.get("steps") or (new if self.causal else self.limits.steps)
+        return settings if steps >= new and not settings.get("steps") else settings | {"steps": min(steps, new)}
+
+    def gaps(self, body: wire.Asked, texts: Sequence[tuple[Places, Spans]], kind: str, name: str) -> Job:
+        """A job of rows in which gaps are filled. texts: ids, and where each gap begins and ends."""
         if self.causal:
             raise Refused(400, f"{name}: this model writes left to right, so it fills no gaps.", name)
+        for field, asked in (("eos_stop", body.eos_stop), ("min_new_tokens", body.min_new_tokens)):
+            if asked:
+                raise Refused(400, f"{field} is for answers, and gaps have their lengths; leave it out.", field)
         settings = self.settings(body) | {"eos_stop": False}
         n = body.n or 1
         self.check_number(n * len(texts))
         choices: list[Choice] = []
         given = 0
-        for text in texts:
+        for text, spans in texts:
             new = sum(token is None for token in text)
             given += len(text) - new
             self.check_prompt(len(text) - new)
@@ -238,25 +254,24 @@ class Maker:
                 raise self.too_long(len(text) - new, new, name)
             for number in range(n):
                 row = self.checked(lambda t=text, k=number, m=new: self.gap_row(t, settings, k, m))  # type: ignore[misc]
-                choices.append(self.choice(row, len(choices), body, settings, 0))
+                choices.append(self.choice(row, len(choices), body, settings, None))
+                choices[-1].gaps = spans
         return self.job(kind, "gaps", choices, given, body)
 
-    def gap_row(self, text: list[int | None], settings: dict[str, Any], number: int, new: int) -> Row:
-        if settings.get("steps"):
-            settings = settings | {"steps": min(settings["steps"], new)}
-        writer = self.engine.writer
+    def gap_row(self, text: Places, settings: dict[str, Any], number: int, new: int) -> Row:
+        settings, writer = self.with_steps(settings, new), self.engine.writer
         [row] = Canvas.of([text], writer.predict.mask_id, first=number).rows
         decoding.prepare(writer.predict, [row], tokenizer=self.engine.loaded.tokenizer, **(writer.ends | settings))
         return row
 
-    def choice(self, row: Row, index: int, body: wire.Asked, settings: dict[str, Any], logprobs: int) -> Choice:
+    def choice(self, row: Row, index: int, body: wire.Asked, settings: dict[str, Any], logprobs: int | None) -> Choice:
         if row.rule is not None and row.rule.limit(row) > max(self.limits.steps, 2 * int(row.free.sum())):
             words = f"these settings may take {row.rule.limit(row)} steps; at most {self.limits.steps} are taken."
             raise Refused(400, words, "rule_args")
         keeps = self.causal or (row.cache is not None and row.cache.keeps)
-        if logprobs:
-            row.reading = dataclasses.replace(row.reading, alternatives=logprobs)
-        choice = Choice(row, index)
+        if logprobs is not None:
+            row.reading = dataclasses.replace(row.reading, alternatives=max(1, logprobs))
+        choice = Choice(row, index, logprobs=logprobs)
         if keeps:
             length = choice.length if self.causal else aligned(choice.length)
             choice.cache_bytes = choice.views * length * self.place_bytes
@@ -270,7 +285,7 @@ class Maker:
                 "context_length_exceeded",
             )
         if body.diffusing:
-            choice.recorder = Recorder(self.decoder, row, settings)
+            choice.recorder = Recorder(self.decoder, row, self.named(settings))
         return choice
 
     def job(self, kind: str, way: Any, choices: list[Choice], prompt: int, body: wire.Asked) -> Job:
@@ -323,9 +338,16 @@ class Maker:
             return make()
         except UserError as error:
             words = str(error).replace("--", "")
+            for path, name in zip(self.given.values(), self.named(self.given).values(), strict=True):
+                words = words.replace(str(path), str(name)) if path != name else words
             named = re.findall(r"\w+", words)
             field = next((word for word in named if word in wire.Decoding.model_fields), None)
             raise Refused(400, words, field) from None
+
+    @staticmethod
+    def named(settings: dict[str, Any]) -> dict[str, Any]:
+        """The settings as anybody may see them: a rule or cache of the server's own by its name, not by its path."""
+        return {k: Path(v).stem if k in ("rule", "cache") and v else v for k, v in settings.items()}
 
     def encode(self, text: str, name: str) -> list[int]:
         with self.turn:

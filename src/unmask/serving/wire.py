@@ -35,7 +35,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("skip_special_tokens", "add_generation_prompt"), (None, True)),
     # what OpenAI's client hands back when an answer's message is put into the next question as it came
     **dict.fromkeys(("tool_calls", "annotations"), (None, [])),
-    "refusal": (None,),
+    **{"refusal": (None,), "name": (None, ""), "include_obfuscation": (None, False)},
 }
 """OpenAI's fields that this server does not have, with the values that ask for nothing."""
 
@@ -95,7 +95,6 @@ class StreamOptions(Body):
     """What a stream tells beside text."""
 
     include_usage: bool | None = None
-    include_obfuscation: bool | None = None
 
 
 class Asked(Decoding):
@@ -132,7 +131,6 @@ class ChatMessage(Body):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
-    name: str | None = None
 
 
 class ChatRequest(Generating):
