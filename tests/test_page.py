@@ -694,3 +694,51 @@ def test_two_sites_in_one_process_do_not_mix(masked):
 
     asyncio.run(run())
     assert core.app
+
+
+def test_visits_without_a_connection_are_not_collected_without_end(masked, monkeypatch):
+    monkeypatch.setattr(page, "VISITS", 3)
+
+    async def do(visit, made):
+        visitor = await visit()
+        found = [(await visitor.http_client.get("/")).status_code for _ in range(8)]
+        assert found[0] == 200
+        assert found[-1] == 503
+
+    on_the_page(masked, do)
+
+
+def test_wrong_keys_of_others_keep_nobody_out(masked):
+    async def do(visit, made):
+        site = page.Site(made.engine, made, ("right",))
+        for number in range(40):
+            site.guess("wrong", f"2001:db8::{number:x}")
+            site.guess("wrong", f"10.0.0.{number}")
+        assert isinstance(site.guess("right", "2001:db8::ff"), float)  # the same house
+        assert site.guess("right", "2001:db9::1") == 0
+        assert site.guess("right", "10.0.1.1") == 0
+        for _ in range(20):
+            assert site.guess("right", "10.0.0.3") == 0  # a right one counts for nothing
+
+    on_the_page(masked, do)
+
+
+def test_what_was_said_in_a_closed_tab_is_forgotten():
+    kept = Sessions(age=0.0)
+    first = kept.of("a")
+    first.view = "somebody looks"
+    kept.of("b")
+    assert set(kept.kept) == {"a", "b"}
+    first.view = None
+    time.sleep(0.01)
+    kept.of("c")
+    assert set(kept.kept) == {"c"}
+
+
+def test_half_a_letter_in_a_field_breaks_nothing(masked):
+    async def do(visit, made):
+        visitor = await visit()
+        visitor.all(ui.textarea)[0].set_value("cut \ud83d")
+        await visitor.says(lambda: sessions()[0].drafts.get("chat") == "cut \ufffd")
+
+    on_the_page(masked, do)

@@ -157,3 +157,32 @@ def test_who_says_nothing_is_not_waited_for(masked, monkeypatch, begun):
 
     closed, texts, kept = asyncio.run(visits())
     assert (closed, texts, kept) == (b"", "okok", 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({"messages": [0] * 300_000}, "messages"),
+        ({"messages": [{"role": "user", "content": [0] * 300_000}]}, "content"),
+        ({"messages": HI, "rule_args": {str(i): [] for i in range(60_000)}}, "rule_args"),
+        ({str(i): 0 for i in range(60_000)}, "fields"),
+    ],
+)
+def test_a_body_with_very_many_errors_costs_one(masked, body, named):
+    """An error was made for each, which took seconds and half a gigabyte while all others waited."""
+    from unmask.serving import api
+
+    made = []
+    with serving(maker(masked)) as address, pytest.MonkeyPatch.context() as patch:
+        original = api.unreadable
+        patch.setattr(api, "unreadable", lambda error: made.append(len(error.errors())) or original(error))
+        answer = httpx.post(
+            f"{address}/v1/chat/completions",
+            content=json.dumps(body, separators=(",", ":")),
+            headers={"content-type": "application/json"},
+        )
+    assert answer.status_code == 400
+    assert named in answer.json()["error"]["message"]
+    assert "at most 1,024" in answer.json()["error"]["message"]
+    assert len(made) == 1
+    assert made[0] <= 3

@@ -10,6 +10,9 @@ from typing import Any
 
 from unmask.screen import BROKEN, PATIENCE, text_of, whole
 
+REACH = 2 * PATIENCE
+"""Places to each side of one that changed within which letters are spelt anew."""
+
 
 class Spelling:
     """The text of each place, as it reads among its neighbours. Where ids are None, places are open."""
@@ -50,22 +53,26 @@ class Spelling:
             else:
                 own = self.text(token)
                 texts[place] = whole(own if place else text_of(self.tokenizer, [token]))
+        # A letter is of few tokens, so only what is near in a run is spelt anew: in Chinese it may be all of a text.
         for place in sorted({p + near for p in touched for near in (-1, 0, 1)}):
             if 0 <= place < len(ids) and place not in done and self.is_part(ids[place]):
                 first = last = place
-                while first and self.is_part(ids[first - 1]):
+                while first and place - first < REACH and self.is_part(ids[first - 1]):
                     first -= 1
-                while last + 1 < len(ids) and self.is_part(ids[last + 1]):
+                while last + 1 < len(ids) and last - place < REACH and self.is_part(ids[last + 1]):
                     last += 1
                 done |= set(range(first, last + 1))
                 self._letters(ids, texts, first, last)
         return touched | done
 
     def _letters(self, ids: list[int | None], texts: list[str | None], first: int, last: int) -> None:
-        """Spell a run of tokens that hold pieces of letters."""
+        """Spell tokens of a run that hold pieces of letters; what stands before them in the run is spelt."""
+        begin = first
+        while begin and first - begin < PATIENCE and self.is_part(ids[begin - 1]):
+            begin -= 1
         texts[first : last + 1] = [None] * (last + 1 - first)
         for place in range(first, last + 1):
-            for start in range(place, max(first, place - PATIENCE) - 1, -1):
+            for start in range(place, max(begin, place - PATIENCE) - 1, -1):
                 # No letter's bytes begin like the middle of one, so the fewest tokens that read well are the letter.
                 ready = text_of(self.tokenizer, [int(i or 0) for i in ids[start : place + 1]]).rstrip(BROKEN)
                 told = sum(len(text or "") for text in texts[start:place])

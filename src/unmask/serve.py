@@ -14,6 +14,8 @@ import logging
 import os
 import signal
 import socket
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -162,10 +164,19 @@ def serve(app: Any, engine: Engine, found: socket.socket, drain: float, proxies:
         if len(caught) == 1:
             report.say("stopping: what has begun is finished (once more to stop at once).")
             engine.closing = True
-            server.should_exit = True
+            threading.Thread(target=finish, daemon=True).start()
         else:
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would tell of all that it breaks off
             server.force_exit = True
+
+    def finish() -> None:
+        """Let uvicorn end when there is nothing left to write: it closes the page's sockets at once."""
+        until = time.monotonic() + drain
+        while engine.jobs and len(caught) == 1 and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(0.2)  # what was written last has to reach them
+        config.timeout_graceful_shutdown = max(1, int(until - time.monotonic()))
+        server.should_exit = True
 
     @contextlib.contextmanager
     def ours() -> Any:  # in place of uvicorn's handlers, which stop at once only on a second SIGINT

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hmac
+import ipaddress
 import math
 import re
 import time
@@ -24,8 +25,9 @@ from fastapi import FastAPI, Request
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
+from nicegui import Client, core, ui
 from nicegui import app as pages
-from nicegui import core, ui
+from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 
 from unmask.serving.engine import Engine
@@ -35,8 +37,8 @@ from unmask.serving.page_view import THEMES, View
 from unmask.serving.page_words import Words, language_of
 from unmask.serving.requests import Maker
 
-GUESSES = 6  # keys that one address may try in a minute
-ALL_GUESSES = 60  # and all together
+GUESSES = 6  # wrong keys that one address may try in a minute
+VISITS = 256  # pages that were asked for and have no connection (yet), which NiceGUI keeps for a minute
 AWAY = 4.0  # seconds that a tab may be without connection before what is written for it is let go of
 ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><g fill="#8a97a5"><rect x="10" y="6" width="5" '
@@ -61,14 +63,25 @@ class Site:
 
     def guess(self, key: str, address: str) -> int | float | None:
         """The number of a key (an int), None if it is none, or (a float) the seconds until one may try again."""
-        for most, who in ((RateLimitItemPerMinute(GUESSES), address), (RateLimitItemPerMinute(ALL_GUESSES), "all")):
-            if not self.limiter.hit(most, who):
-                return float(max(1, math.ceil(self.limiter.get_window_stats(most, who).reset_time - time.time())))
+        most, who = RateLimitItemPerMinute(GUESSES), network_of(address)
+        if not self.limiter.test(most, who):
+            return float(max(1, math.ceil(self.limiter.get_window_stats(most, who).reset_time - time.time())))
         found = None
         for number, one in enumerate(self.keys):  # all are compared: how long it takes tells nothing
             if hmac.compare_digest(key.encode(), one.encode()):
                 found = number
+        if found is None:
+            self.limiter.hit(most, who)
         return found
+
+
+def network_of(address: str) -> str:
+    """An address, or of IPv6 the network of one house, which has more addresses than anybody could count."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else address
 
 
 class OnlyThePage(Mount):
@@ -146,6 +159,9 @@ async def page(request: Request) -> None:
     """One client's page."""
     site: Site = request.scope["unmask.site"]
     client = ui.context.client
+    if sum(not one.has_socket_connection for one in Client.instances.values()) > VISITS:
+        client.delete()
+        raise HTTPException(503, "too many visits at once; try again in a minute.")
     words = Words(language_of(request.query_params.get("lang"), request.headers.get("accept-language", "")))
     theme = request.query_params.get("theme", "auto")
     theme = theme if theme in THEMES else "auto"

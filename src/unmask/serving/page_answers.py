@@ -303,13 +303,17 @@ class Sessions:
     """Sessions by tab: a page that is loaded anew, or in another language, finds what stood there.
 
     Args:
-        most: sessions that are kept; those that were not looked at for longest go first.
+        most: sessions that are kept; those that were not looked at for longest go first. age: seconds that one is kept
+            whose tab is closed: it holds what somebody said.
     """
 
-    def __init__(self, most: int = 64) -> None:
-        self.most, self.kept = most, {}  # type: ignore[var-annotated]
+    def __init__(self, most: int = 64, age: float = 900.0) -> None:
+        self.most, self.age, self.kept = most, age, {}  # type: ignore[var-annotated]
 
     def of(self, tab: str) -> Session:
+        gone = [old for old, one in self.kept.items() if one.view is None and time.monotonic() - one.seen > self.age]
+        for old in gone:
+            del self.kept[old]
         found: Session = self.kept.pop(tab, None) or Session()
         found.seen = time.monotonic()
         self.kept[tab] = found  # behind the others: a dict keeps the order

@@ -55,7 +55,11 @@ class Panel:
 
     def keep(self, name: str) -> Any:
         def changed(event: Any) -> None:
-            self.session.drafts[name] = event.value or ""
+            # half an emoji, where the browser cut a text at its longest, can be sent nowhere
+            text = (event.value or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            self.session.drafts[name] = text
+            if text != (event.value or ""):
+                event.sender.set_value(text)
 
         return changed
 
@@ -260,8 +264,11 @@ class Infill(Panel):
             f"|| document.getElementById('c{self.text.id}'); return [t.selectionStart, t.selectionEnd]; }})()"
         )
         text = self.text.value or ""
-        first, last = (len(text), len(text)) if not at else (int(at[0]), int(at[1]))
-        self.text.set_value(text[:first] + gap + text[last:])
+        first, last = (len(text) * 2, len(text) * 2) if not at else (int(at[0]), int(at[1]))
+        # JavaScript counts an emoji twice
+        units = text.encode("utf-16-le", "surrogatepass")
+        before, after = (part.decode("utf-16-le", "replace") for part in (units[: 2 * first], units[2 * last :]))
+        self.text.set_value(before + gap + after)
 
     def fill(self) -> None:
         self.result.clear()

@@ -8,6 +8,7 @@ Texts of users and models are only ever the text of an element, never HTML.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -259,7 +260,7 @@ class View:
     def leave(self) -> None:
         """The tab was closed: what is written for it is let go of, unless it was opened anew in the meantime."""
         if self.session.view is self:
-            self.session.view = None
+            self.session.view, self.session.seen = None, time.monotonic()
             self.desk.stop(self.session.answers)
 
 

@@ -233,9 +233,10 @@ async def events(maker: Maker, job: Job, watch: News, kind: str, *, with_usage: 
     while True:
         state = news(job)
         if state != seen:
+            old_state = dict(zip(job.choices, seen or (), strict=False))
             seen = state
-            for choice in job.choices:
-                if choice in told:
+            for choice, now in zip(job.choices, state, strict=True):
+                if choice in told or old_state.get(choice) == now:
                     continue
                 reason = choice.reason  # before the text: what is told with it is then all there is
                 if choice in drawn and (steps := drawn[choice].news()):
@@ -247,7 +248,7 @@ async def events(maker: Maker, job: Job, watch: News, kind: str, *, with_usage: 
                     text = text_of_choice(maker, choice)
                     old = sent[choice]
                     if text.startswith(old) or reason:
-                        new = text[common(old, text) :]
+                        new = text[len(old) if text.startswith(old) else common(old, text) :]
                         if new:
                             sent[choice] = text
                             yield chunk(choice, new)

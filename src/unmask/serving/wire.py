@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 Text = str
 Probability = Annotated[float, Field(gt=0, le=1)]
@@ -44,6 +45,10 @@ OFF: dict[str, tuple[Any, ...]] = {"top_k": (0, -1)}
 """Values of fields that there are by which other servers say: none."""
 
 
+ENTRIES = 1024
+"""Of a list or an object at most."""
+
+
 class Body(BaseModel):
     """A question. Fields that are not there are refused, not passed over."""
 
@@ -55,7 +60,12 @@ class Body(BaseModel):
         if not isinstance(data, dict):
             return data
         kept = {}
+        if len(data) > ENTRIES:
+            raise PydanticCustomError("too_many", f"{len(data):,} fields are given; at most {ENTRIES:,} are taken")
         for name, value in data.items():
+            if isinstance(value, (list, dict)) and len(value) > ENTRIES:  # before an error is made for each of them
+                words = f"{str(name)[:40]!r} has {len(value):,} entries; at most {ENTRIES:,} are taken"
+                raise PydanticCustomError("too_many", words)
             known = NEUTRAL.get(name, ()) if name not in cls.model_fields else OFF.get(name, ())
             if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in known):
                 kept[name] = value
