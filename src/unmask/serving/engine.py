@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from unmask.models import Loaded
 
 
-FAILURES = (*(UserError, NotNumbers, RuntimeError, MemoryError, ArithmeticError, LookupError, TypeError, ValueError),)
+FAILURES = (UserError, NotNumbers, RuntimeError, MemoryError, ArithmeticError, LookupError, TypeError, ValueError)
 """What a row may do wrong without the engine being broken."""
 
 
