@@ -9,8 +9,6 @@ A text never becomes control tokens: `<|mdm_mask|>` typed in a prompt is those l
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import json
 import sys
 import time
@@ -26,7 +24,7 @@ from unmask.gaps import parse_constraints, parse_gaps, with_constraints
 from unmask.options import Options
 from unmask.reader import LengthArguments, ReaderArguments, encode, ends_of, load, new_tokens, read
 from unmask.replay import Recorder
-from unmask.screen import Screen, before_any, shown, text_of
+from unmask.screen import Screen, before_any, pieces_of, shown
 
 if TYPE_CHECKING:
     from unmask.models import Loaded
@@ -177,12 +175,7 @@ def finished(loaded: Loaded, row: Row, prompt: str, stops: set[int], strings: Se
         last = next((i for i in range(start, last) if ids[i] in stops), last)
     reason = "stop" if last < len(ids) else "length"
     cuts = [0, *(i for i in range(last) if free[i] != (free[i - 1] if i else False)), last]
-    decode = functools.partial(text_of, loaded.tokenizer)
-    texts, pieces = [decode(ids[:cut]) for cut in cuts], []
-    for (start, stop), (before, text) in zip(itertools.pairwise(cuts), itertools.pairwise(texts), strict=True):
-        # As it reads after what stands before it: some tokenizers drop the space of a text that begins with one. A
-        # letter cut in two reads otherwise on its own, so then the piece does.
-        pieces.append(text[len(before) :] if text.startswith(before) else decode(ids[start:stop]))
+    pieces = pieces_of(loaded.tokenizer, ids, cuts)
     tokens = [token for token, f in zip(ids[:last], free, strict=False) if f]
     if row.cut is not None:
         pieces[-1], tokens, reason = before_any(pieces[-1], strings), tokens[: row.cut], "stop"

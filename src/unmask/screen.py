@@ -71,6 +71,19 @@ def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
+def pieces_of(tokenizer: Any, ids: Sequence[int], cuts: Sequence[int]) -> list[str]:
+    """Ids as text in pieces, cut at these places.
+
+    A piece is as it reads after what stands before it: some tokenizers drop the space of a text that begins with one. A
+    letter cut in two reads otherwise on its own, so then the piece does.
+    """
+    texts = [text_of(tokenizer, ids[:cut]) for cut in cuts]
+    return [
+        text[len(before) :] if text.startswith(before) else text_of(tokenizer, ids[start:stop])
+        for (start, stop), (before, text) in zip(itertools.pairwise(cuts), itertools.pairwise(texts), strict=True)
+    ]
+
+
 def before_any(text: str, strings: Sequence[str]) -> str:
     """The text before the first of some strings in it; all of it where there is none."""
     return text[: min((at for at in map(text.find, strings) if at >= 0), default=len(text))]

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 from unmask.replay_text import Spelling
-from unmask.screen import BROKEN, before_any, text_of
+from unmask.screen import BROKEN, before_any, pieces_of, text_of
 from unmask.serving import wire
 from unmask.serving.jobs import Choice, Job, news, safe
 from unmask.serving.requests import Maker
@@ -62,7 +62,7 @@ class News:
 def ids_of(maker: Maker, choice: Choice) -> list[int]:
     """An answer's ids that stand for sure, without its end and what follows that."""
     row = choice.row
-    ends = {i for ids in maker.engine.writer.ends.values() for i in ids} | set(row.reading.stops)
+    ends = maker.ends.union(row.reading.stops)
     ids = choice.ready[: next((i for i, token in enumerate(choice.ready) if token in ends), len(choice.ready))]
     return ids if row.cut is None or choice.reason is None else ids[: row.cut]
 
@@ -74,8 +74,7 @@ def answer_text(maker: Maker, choice: Choice) -> str:
     if choice.reason is None:
         return safe(text_of(maker.decoder, ids_of(maker, choice)), strings)
     if row.cut is not None:
-        ends = {i for ids in maker.engine.writer.ends.values() for i in ids}
-        ids = choice.ready[: next((i for i, token in enumerate(choice.ready) if token in ends), len(choice.ready))]
+        ids = choice.ready[: next((i for i, one in enumerate(choice.ready) if one in maker.ends), len(choice.ready))]
         return before_any(text_of(maker.decoder, ids), strings)
     text = text_of(maker.decoder, ids_of(maker, choice))
     return text if choice.reason in ("stop", "length") else text.rstrip(BROKEN)
@@ -84,12 +83,8 @@ def answer_text(maker: Maker, choice: Choice) -> str:
 def filled(maker: Maker, choice: Choice) -> tuple[str, list[str]]:
     """A text whose gaps are filled, and what was filled in."""
     ids, last = choice.row.ids.tolist(), last_of(maker, choice)
-    whole, gaps = text_of(maker.decoder, ids[:last]), []
-    for start, stop in (sorted(min(place, last) for place in span) for span in choice.gaps):
-        # as it reads after what stands before it: some tokenizers drop the space of a text that begins with one
-        before, text = text_of(maker.decoder, ids[:start]), text_of(maker.decoder, ids[:stop])
-        gaps.append(text[len(before) :] if text.startswith(before) else text_of(maker.decoder, ids[start:stop]))
-    return whole, gaps
+    cuts = [0, *(min(place, last) for span in choice.gaps for place in span)]
+    return text_of(maker.decoder, ids[:last]), pieces_of(maker.decoder, ids, cuts)[1::2]
 
 
 def last_of(maker: Maker, choice: Choice) -> int:
@@ -97,8 +92,7 @@ def last_of(maker: Maker, choice: Choice) -> int:
     ids = choice.row.ids.tolist()
     if not choice.gaps or choice.gaps[-1][1] < len(ids):
         return len(ids)
-    ends = {i for some in maker.engine.writer.ends.values() for i in some}
-    return next((place for place in range(choice.gaps[-1][0], len(ids)) if ids[place] in ends), len(ids))
+    return next((place for place in range(choice.gaps[-1][0], len(ids)) if ids[place] in maker.ends), len(ids))
 
 
 def text_of_choice(maker: Maker, choice: Choice) -> str:
@@ -233,10 +227,9 @@ async def events(maker: Maker, job: Job, watch: News, kind: str, *, with_usage: 
     while True:
         state = news(job)
         if state != seen:
-            old_state = dict(zip(job.choices, seen or (), strict=False))
-            seen = state
-            for choice, now in zip(job.choices, state, strict=True):
-                if choice in told or old_state.get(choice) == now:
+            before, seen = seen or [None] * len(state), state
+            for choice, was, now in zip(job.choices, before, state, strict=True):
+                if choice in told or was == now:
                     continue
                 reason = choice.reason  # before the text: what is told with it is then all there is
                 if choice in drawn and (steps := drawn[choice].news()):
@@ -248,7 +241,7 @@ async def events(maker: Maker, job: Job, watch: News, kind: str, *, with_usage: 
                     text = text_of_choice(maker, choice)
                     old = sent[choice]
                     if text.startswith(old) or reason:
-                        new = text[len(old) if text.startswith(old) else common(old, text) :]
+                        new = text[common(old, text) :]
                         if new:
                             sent[choice] = text
                             yield chunk(choice, new)
@@ -271,6 +264,8 @@ async def events(maker: Maker, job: Job, watch: News, kind: str, *, with_usage: 
 
 def common(one: str, other: str) -> int:
     """How many letters two texts begin alike with."""
+    if other.startswith(one):
+        return len(one)
     both = zip(one, other, strict=False)
     return next((i for i, (a, b) in enumerate(both) if a != b), min(len(one), len(other)))
 

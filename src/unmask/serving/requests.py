@@ -98,7 +98,7 @@ class Maker:
         # the engine has its own, those who encode take turns with another, and the event loop decodes with a third.
         self.loaded = dataclasses.replace(loaded, tokenizer=copy.deepcopy(loaded.tokenizer))
         self.decoder = copy.deepcopy(loaded.tokenizer)
-        self.loaded_decoder = dataclasses.replace(loaded, tokenizer=self.decoder)
+        self.ends = frozenset(i for ids in engine.writer.ends.values() for i in ids)
         self.turn = threading.Lock()
         self.template: Template | None = None
         if template is not False:
